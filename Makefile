@@ -1,0 +1,52 @@
+# `make` alone lists the targets. On a fresh machine it needs python3 (3.10 or newer) and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+DEMO ?= $(BIN)/kdlab train -m experiment=demo/nli
+PYTEST ?= $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test real check format lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Make .venv from requirements.lock, with kdlab itself editable
+
+$(INSTALLED): requirements.lock pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	@# the lock is for 3.11 and newer: Python 3.10 takes what the ranges give
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		$(BIN)/pip install --quiet --requirement requirements.lock && \
+		$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .; \
+	else \
+		$(BIN)/pip install --quiet --editable '.[dev]'; \
+	fi
+	@touch $@
+
+demo: install  ## Train teacher and students on the embedded task and show the table (under 3 minutes)
+	$(DEMO)
+
+test: install  ## Run the tests that need neither the network nor ../shared
+	$(PYTEST) -m "not real"
+
+real: install  ## Run the tests on real data and a real model (they skip where ../shared is absent)
+	$(PYTEST) -m real || [ $$? -eq 5 ]
+
+check: install  ## Formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install  ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## Make requirements.lock anew from the ranges in pyproject.toml
+	$(PYTHON) scripts/lock.py
+
+clean:  ## Remove .venv, caches and build leftovers, but not outputs/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find kdlab conf tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
