@@ -1,0 +1,224 @@
+"""The store: one folder per finished stage, found by fingerprint.
+
+    STORE/<stage>-<fingerprint>/   a published artifact: its files and manifest.json
+    STORE/building/<artifact>/     a stage in progress, or interrupted; its checkpoints are in `work/`
+    STORE/locks/<artifact>.lock    held while a process builds the artifact
+
+An artifact is published by renaming its folder after the manifest was written, so a half-written one is never found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import StoreError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return dict(self.manifest.get("facts", {}))
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
+
+@contextmanager
+def disk_errors(doing: str, where: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into a `StoreError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        fixes = {
+            28: "free some space, or point `store=` and `outputs=` at another disk; finished work is kept",
+            122: "raise the quota, or point `store=` and `outputs=` elsewhere; finished work is kept",
+            30: "the file system is read-only: point `store=` and `outputs=` at a place that can be written",
+            13: "make the folder writable, or point `store=` and `outputs=` elsewhere",
+        }
+        if error.errno not in fixes:
+            raise
+        raise StoreError(
+            f"{doing} failed: {error.strerror}", where=str(error.filename or where), fix=fixes[error.errno]
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never half of it."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(scratch, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+class Store:
+    """Artifacts in one folder, shared by every run and process that names it."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).absolute()
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def building(self, name: str) -> Path:
+        return self.root / "building" / name
+
+    def find(self, name: str) -> Artifact | None:
+        """The published artifact of this name, or None."""
+        manifest = self.path(name) / MANIFEST
+        try:
+            content = json.loads(manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            raise StoreError(
+                f"the manifest of {name} can't be read: {error}",
+                where=str(manifest),
+                fix="remove the folder; the stage then runs again",
+            ) from error
+        if content.get("format") != FORMAT:
+            raise StoreError(
+                f"{name} has format {content.get('format')}, this kdlab reads format {FORMAT}",
+                where=str(manifest),
+                fix="use another store (store=FOLDER) or the kdlab that wrote this one",
+            )
+        return Artifact(self.path(name), content)
+
+    @contextmanager
+    def locked(self, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the right to build an artifact; calls `waiting` once if another process has it."""
+        from filelock import FileLock, Timeout
+
+        with disk_errors("creating the store", self.root):
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / "locks" / f"{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waiting()
+                lock.acquire(poll_interval=0.2)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, name: str) -> Path:
+        """The folder in which to build; holds what an interrupted attempt left."""
+        folder = self.building(name)
+        with disk_errors("creating the store", folder):
+            (folder / "work").mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def publish(self, name: str, manifest: Mapping[str, Any]) -> Artifact:
+        """Seal what was built and make it findable under its name; replaces an older artifact of that name."""
+        folder, final = self.building(name), self.path(name)
+        with disk_errors(f"publishing {name}", folder):
+            shutil.rmtree(folder / "work", ignore_errors=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            files = {}
+            for path in files_below(folder):
+                files[path.relative_to(folder).as_posix()] = {
+                    "sha256": checksum(path),
+                    "bytes": path.stat().st_size,
+                }
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+                path.chmod(0o444)
+            write_json(folder / MANIFEST, {**manifest, "format": FORMAT, "files": files})
+            if final.exists():
+                old = self.root / "building" / f"{name}.replaced-{os.getpid()}"
+                os.rename(final, old)
+                os.rename(folder, final)
+                shutil.rmtree(old)
+            else:
+                os.rename(folder, final)
+        found = self.find(name)
+        assert found is not None
+        return found
+
+    def artifacts(self) -> list[Artifact]:
+        """All published artifacts, oldest first."""
+        found = [self.find(path.parent.name) for path in self.root.glob(f"*/{MANIFEST}")]
+        return sorted(
+            (artifact for artifact in found if artifact is not None),
+            key=lambda artifact: (artifact.manifest["made"]["at"], artifact.path.name),
+        )
+
+    def unfinished(self) -> list[Path]:
+        return sorted(path for path in (self.root / "building").glob("*") if path.is_dir())
+
+    def verify(self) -> list[str]:
+        """Compare every file with its checksum; one line per damage found."""
+        damage = []
+        for artifact in self.artifacts():
+            expected = artifact.manifest["files"]
+            present = {path.relative_to(artifact.path).as_posix(): path for path in files_below(artifact.path)}
+            present.pop(MANIFEST, None)
+            for name in sorted(expected.keys() | present.keys()):
+                where = f"{artifact.path.name}/{name}"
+                if name not in present:
+                    damage.append(f"{where}: missing")
+                elif name not in expected:
+                    damage.append(f"{where}: not in the manifest")
+                elif checksum(present[name]) != expected[name]["sha256"]:
+                    damage.append(f"{where}: changed since it was published")
+        return damage
+
+    def prune(self, keep: Collection[str], *, older_than_days: float = 0.0, remove: bool) -> list[tuple[str, int]]:
+        """Names and bytes of artifacts, and of interrupted work, that are not in `keep`; removes them if asked.
+
+        What another process builds or reads at this moment is locked and left alone.
+        """
+        from filelock import FileLock, Timeout
+
+        limit = time.time() - older_than_days * 86400
+        chosen: list[tuple[str, int]] = []
+        folders = [artifact.path for artifact in self.artifacts()] + self.unfinished()
+        for folder in folders:
+            if folder.name in keep or folder.stat().st_mtime > limit:
+                continue
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / "locks" / f"{folder.name}.lock")
+            try:
+                with lock.acquire(timeout=0):
+                    size = sum(path.stat().st_size for path in files_below(folder))
+                    if remove:
+                        (folder / MANIFEST).unlink(missing_ok=True)
+                        shutil.rmtree(folder)
+                    chosen.append((folder.name, size))
+            except Timeout:
+                continue
+        return chosen

@@ -1,0 +1,246 @@
+"""The typed configuration of a run, and the checks that need no data and no model.
+
+The dataclasses are the schema that Hydra composes against (`kdlab.cli` registers them); after composition no
+`DictConfig` exists in the package. Each field's comment says what it means; `choices` lists the allowed words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+REQUIRED: Any = "???"  # omegaconf's mark of a value that must be given
+
+
+def choice(default: str, *choices: str) -> Any:
+    """A field that takes one of the words in `choices`."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def choices(default: list[str], *allowed: str) -> Any:
+    """A field that takes a list of the words in `allowed`."""
+    return field(default_factory=lambda: list(default), metadata={"choices": allowed})
+
+
+@dataclass(kw_only=True)
+class Source:
+    """Where a task's rows come from: exactly one of `hub`, `path` and `demo`."""
+
+    hub: str | None = None  # a data set on the Hub: "nyu-mll/glue"
+    config: str | None = None  # its configuration: "rte"
+    revision: str | None = None  # branch, tag or commit; pinned to a commit when the run is planned
+    path: str | None = None  # a local file, or a folder with one file per split: csv, tsv, jsonl, parquet
+    demo: str | None = None  # an embedded generator: "nli"
+
+
+@dataclass(kw_only=True)
+class Splits:
+    """Names of the source's splits. A local single file has only `train`; `dev` is then cut from it."""
+
+    train: str = "train"
+    dev: str | None = "validation"
+    test: str | None = None
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """A further evaluation set, scored beside dev (MNLI mismatched) or only predicted (AX has no labels)."""
+
+    split: str = REQUIRED
+    config: str | None = None  # a configuration other than the task's
+
+
+@dataclass(kw_only=True)
+class Epochs:
+    """The task's own schedule, which the methods' `epochs` refer to."""
+
+    teacher: int = 4
+    student: int = 4
+    layers: int = 20
+    logits: int = 4
+
+
+@dataclass(kw_only=True)
+class Task:
+    """A data set, the question asked of it, and how answers are scored."""
+
+    name: str = REQUIRED
+    kind: str = choice("classification", "classification", "regression", "reasoning")
+    source: Source = field(default_factory=Source)
+    text: list[str] = REQUIRED  # one or two columns
+    label: str = "label"  # the column with the label
+    labels: list[str] | None = None  # names of the classes in the order of their ids; none for regression
+    splits: Splits = field(default_factory=Splits)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)  # further sets, by name
+    metric: str = choice("accuracy", "accuracy", "f1", "macro_f1", "mcc", "pearson_spearman", "pearson", "spearman")
+    metrics: list[str] = choices(
+        [], "accuracy", "f1", "macro_f1", "mcc", "pearson_spearman", "pearson", "spearman"
+    )  # further metrics to report
+    max_length: int = 128  # tokens; longer texts are cut
+    pad_to_max: bool = False  # pad every batch to max_length, as the official code does
+    heldout: float = 0.1  # share of train kept for selection (select_on=heldout)
+    train_limit: int | None = None  # use only so many training rows, drawn with the run's seed
+    dev_limit: int | None = None
+    epochs: Epochs = field(default_factory=Epochs)
+    rows: int | None = None  # training rows, only for the estimates of `kdlab plan`
+
+
+@dataclass(kw_only=True)
+class Encoder:
+    """One model. `init` says where its weights come from."""
+
+    id: str | None = None  # a model on the Hub, or a local folder
+    revision: str | None = None  # branch, tag or commit; pinned to a commit when the run is planned
+    init: str = choice("pretrained", "pretrained", "cut", "random")  # cut: layers of the teacher's pre-trained base
+    num_layers: int | None = None  # cut: the first so many layers
+    layers: list[int] | None = None  # cut: these layers of the teacher, counted from 0
+    config: dict[str, Any] = field(default_factory=dict)  # changes to config.json; for random without id, all of it
+    head: str = choice("stock", "stock", "official")  # official: a ReLU before the classifier and no dropout there
+
+
+@dataclass(kw_only=True)
+class Model:
+    """The teacher, the student, and the tokenizer that both read with."""
+
+    name: str = REQUIRED
+    kind: str = choice("encoder", "encoder", "decoder")
+    teacher: Encoder = field(default_factory=Encoder)
+    student: Encoder = field(default_factory=Encoder)
+    tokenizer: str = choice("pretrained", "pretrained", "words")  # words: one token per word of the training texts
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """How one stage is trained."""
+
+    epochs: int = 4
+    lr: float = 3e-5
+    batch_size: int = 32  # examples per optimiser step, over all processes
+    warmup: float = 0.1  # share of the steps
+    schedule: str = choice("linear", "linear", "cosine", "constant")
+    optimizer: str = choice("adamw", "adamw", "bert_adam")
+    weight_decay: float = 0.01  # not on biases and normalisation weights
+    clip: float = 1.0  # global gradient norm; 0: off
+    drop_last: bool = False  # skip an epoch's last batch if it is short
+    eval_steps: int = 0  # steps between evaluations; 0: once an epoch
+    patience: int = 0  # evaluations without improvement before stopping; 0: never stop early
+
+
+@dataclass(kw_only=True)
+class Consistency:
+    """Holds the student's mixed view to its clean views."""
+
+    weight: float = 0.0
+    ramp: str = choice("linear", "linear", "constant")  # linear: weight * epoch / epochs, epoch counted from 0
+    on: list[str] = choices(["attention", "hidden"], "attention", "hidden")
+    target: str = choice("student", "student", "ema")  # whose clean view: the student itself or its moving average
+    decay: float = 0.999  # of the moving average
+
+
+@dataclass(kw_only=True)
+class LayerFit(Fit):
+    """Distillation of inner layers."""
+
+    relations: list[str] = choices(["attention", "hidden"], "attention", "hidden", "query", "key", "value")
+    layer_map: str = choice("last", "last", "uniform")
+    relation_mask: str = choice("union", "union", "own", "none")  # keys that a relation may see when inputs are mixed
+    pad_rows: str = choice("exclude", "exclude", "include")  # include: average padded rows in, as the official code
+    projection: str = choice("auto", "auto", "always")  # linear map on student states; auto: only if widths differ
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: inputs are not mixed
+    consistency: Consistency = field(default_factory=Consistency)
+
+
+@dataclass(kw_only=True)
+class LogitFit(Fit):
+    """Distillation of logits."""
+
+    temperature: float = 2.0
+    alpha: float = 0.0  # weight of the hard labels; the soft ones get 1 - alpha
+    regression_scale: str = choice("none", "none", "tau2")  # tau2: multiply the regression loss by temperature^2
+
+
+@dataclass(kw_only=True)
+class Method:
+    """Base of every family's configuration."""
+
+    name: str = REQUIRED
+    family: str = REQUIRED
+
+
+@dataclass(kw_only=True)
+class Distillation(Method):
+    """The family of layer distillation: fine-tune a teacher, distil its layers, distil its logits."""
+
+    family: str = "distillation"
+    stages: list[str] = choices(["teacher", "layers", "logits"], "teacher", "student", "layers", "logits")
+    teacher: Fit = field(default_factory=Fit)
+    student: Fit = field(default_factory=Fit)
+    layers: LayerFit = field(default_factory=LayerFit)
+    logits: LogitFit = field(default_factory=LogitFit)
+    teacher_seed: int = 42  # one teacher serves all seeds of a sweep, as in the papers
+    weak_teacher: str = choice("stop", "stop", "warn")  # what to do with a teacher no better than the majority class
+
+
+@dataclass(kw_only=True)
+class Hardware:
+    """Placement only: nothing here enters a fingerprint."""
+
+    name: str = REQUIRED
+    device: str = choice("auto", "auto", "cpu", "cuda", "mps")
+    threads: int = 0  # 0: as torch chooses
+    micro_batch: int = 0  # rows per forward pass and process; 0: the whole batch
+    eval_batch: int = 64
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(kw_only=True)
+class Tracking:
+    name: str = REQUIRED
+    mode: str = choice("auto", "auto", "online", "offline", "none")  # auto: online if a key is configured
+    project: str = "kdlab"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Debug:
+    name: str = "off"
+    steps: int | None = None  # at most so many optimiser steps per stage
+    rows: int | None = None  # at most so many rows per split
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything a run is made of."""
+
+    method: Method = REQUIRED
+    model: Model = REQUIRED
+    task: Task = REQUIRED
+    hardware: Hardware = REQUIRED
+    tracking: Tracking = REQUIRED
+    debug: Debug = field(default_factory=Debug)
+    seed: int = 42
+    precision: str = choice("fp32", "fp32", "bf16", "fp16")  # of training; evaluation is always fp32
+    select_on: str = choice("heldout", "heldout", "dev", "last")  # which scores choose a stage's checkpoint
+    name: str | None = None  # of the run or the sweep; default: made from what it does
+    fresh: list[str] = field(default_factory=list)  # stages to run again, with all that depends on them
+    store: str = "outputs/artifacts"
+    outputs: str = "outputs"
+
+
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Yield (path, value, field metadata) for every field below a dataclass."""
+    for item in fields(node):
+        value = getattr(node, item.name)
+        where = f"{path}.{item.name}" if path else item.name
+        yield where, value, dict(item.metadata)
+        if is_dataclass(value):
+            yield from walk(value, where)
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if is_dataclass(inner):
+                    yield from walk(inner, f"{where}.{key}")
+
+
+__all__ = [name for name, value in list(globals().items()) if is_dataclass(value)] + ["walk"]

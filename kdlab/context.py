@@ -1,0 +1,40 @@
+"""What a stage is told that cannot change its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdlab.config import Hardware
+
+
+def _ignore(_: Mapping[str, Any]) -> None:
+    return None
+
+
+def _quiet(_: str) -> None:
+    return None
+
+
+@dataclass(kw_only=True)
+class Context:
+    """Handed to every stage function as its first argument.
+
+    out: the folder that becomes the artifact; whatever the stage leaves there is published, except `out/work`.
+    work: `out/work`, for checkpoints; survives a crash, is removed before publication.
+    """
+
+    out: Path
+    stage: str  # the label shown to the user: "teacher"
+    hardware: Hardware = field(default_factory=lambda: Hardware(name="auto"))
+    track: Callable[[Mapping[str, Any]], None] = _ignore  # live points for Weights & Biases
+    show: Callable[[Mapping[str, Any]], None] = _ignore  # live progress for the terminal
+    note: Callable[[str], None] = _quiet  # a line for the user
+    warn: Callable[[str], None] = _quiet  # a warning for the user, kept in the manifest
+    facts: dict[str, Any] = field(default_factory=dict)  # what the manifest should remember: rows, tokens, steps
+
+    @property
+    def work(self) -> Path:
+        return self.out / "work"
