@@ -1,0 +1,1 @@
+"""Encoders: loading, cutting a student out of a teacher, reading inner tensors, moving averages."""
