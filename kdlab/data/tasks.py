@@ -1,0 +1,582 @@
+"""Reads a task's rows from the Hub, a local file or an embedded task into one form.
+
+Canonical columns: `id` (int64, row number in the source's split), `text_a` (string), `text_b` (string, null
+for tasks with one text), `label` (int64 class or float64 target; null where the source has none). Hidden
+labels, written as -1 in public benchmarks, become null: any -1 of a classification, and a regression's whole
+split of -1.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib
+import io
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kdlab.errors import DataError, HubError
+
+DEMOS = {"nli": "kdlab.data.demo.nli"}  # modules with rows(split) -> list of dicts
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+HIDDEN = ("", "-1")  # how a file or a benchmark writes "no label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """A split as its source holds it. Labels are strings, or numbers where the source is typed."""
+
+    columns: Mapping[str, pa.Array]  # the columns asked for that exist
+    available: Sequence[str]  # the names of all columns
+    where: str  # what the reader of an error has to open
+    names: Sequence[str] | None = None  # of the classes, where the source itself knows them
+    lines: Sequence[int] | None = None  # first line of each row, for text files
+
+    def place(self, row: int) -> str:
+        return f"{self.where}, " + (f"line {self.lines[row]}" if self.lines else f"row {row}")
+
+
+def read_split(
+    source: Mapping[str, Any],
+    split: str,
+    *,
+    config: str | None = None,
+    text: Sequence[str],
+    label: str,
+    labels: Sequence[str] | None,
+    kind: str,
+) -> pa.Table:
+    """One split in canonical columns. `config` replaces the source's own; `labels` None: the sorted labels
+    found.
+
+    Raises DataError for anything the data does wrong, HubError where the Hub can't give the split.
+    """
+    raw = read_raw(source, split, config=config, text=text, label=label)
+    if kind == "classification" and labels is None:
+        labels = find_labels(raw, label)
+    return canonical(raw, text=text, label=label, labels=labels, kind=kind)
+
+
+def read_raw(
+    source: Mapping[str, Any], split: str, *, config: str | None = None, text: Sequence[str], label: str
+) -> Raw:
+    """The asked columns of one split, as they stand in the source."""
+    given = [key for key in ("hub", "path", "demo") if source.get(key)]
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        raise DataError(
+            f"A task's source must be exactly one of hub, path and demo, and is {found}.", where="task.source"
+        )
+    if config is not None and given != ["hub"]:
+        raise DataError(
+            f"The configuration {config!r} was asked of a {given[0]} source; only the Hub has them.",
+            where="task.evaluations",
+        )
+    wanted = [*text, label]
+    if given == ["hub"]:
+        raw = _read_hub(source, split, config or source.get("config"), wanted)
+    elif given == ["path"]:
+        raw = _read_file(find_file(Path(source["path"]), split), wanted)
+    else:
+        raw = _read_demo(source["demo"], split, wanted)
+    if absent := [column for column in text if column not in raw.columns]:
+        raise _absent(absent[0], raw, "task.text")
+    if not len(raw.columns[text[0]]):
+        raise DataError(f"The split {split!r} has no rows.", where=raw.where)
+    return raw
+
+
+def is_single_file(source: Mapping[str, Any]) -> bool:
+    """Whether the source is one local file, which holds nothing but training rows."""
+    return bool(source.get("path")) and not Path(source["path"]).expanduser().is_dir()
+
+
+def find_labels(raw: Raw, label: str) -> list[str]:
+    """The class names: the source's own, else the distinct labels in sorted order (numbers by value)."""
+    if label not in raw.columns:
+        raise _absent(label, raw, "task.label")
+    if raw.names:
+        return list(raw.names)
+    column = _as_strings(raw.columns[label])
+    found = {str(name).strip() for name in column.unique().to_pylist() if name is not None} - set(HIDDEN)
+    if len(found) > max(20, len(column) // 2):
+        raise DataError(
+            f"The column {label!r} holds {len(found)} different values in {len(column)} rows: no classes.",
+            where=raw.where,
+            fix="Set task.kind=regression to predict numbers, or name another column in task.label.",
+        )
+    if all(re.fullmatch(r"-?\d+", name) for name in found):
+        return sorted(found, key=int)
+    return sorted(found)
+
+
+def canonical(
+    raw: Raw, *, text: Sequence[str], label: str, labels: Sequence[str] | None, kind: str
+) -> pa.Table:
+    """`raw` in canonical columns. A source without the label column gives null labels."""
+    assert kind in ("classification", "regression"), kind
+    texts = [_texts(raw, column) for column in text]
+    count = len(texts[0])
+    if label not in raw.columns:
+        values = pa.nulls(count, pa.int64() if kind == "classification" else pa.float64())
+    elif kind == "classification":
+        assert labels is not None
+        values = _classes(raw, label, labels)
+    else:
+        values = _targets(raw, label)
+    return pa.table(
+        {
+            "id": pa.array(np.arange(count, dtype=np.int64)),
+            "text_a": texts[0],
+            "text_b": texts[1] if len(texts) > 1 else pa.nulls(count, pa.string()),
+            "label": values,
+        }
+    )
+
+
+def require_labels(raw: Raw, table: pa.Table, label: str) -> None:
+    """Refuse rows without a label, where each needs one."""
+    if label not in raw.columns:
+        raise _absent(label, raw, "task.label")
+    missing = table["label"].null_count
+    if missing:
+        first = int(np.flatnonzero(table["label"].is_null().to_numpy())[0])
+        raise DataError(
+            f"{missing} of {table.num_rows} rows have no label (empty or -1).",
+            where=f"{raw.place(first)} (the first)",
+            fix="Remove these rows, choose another split, or list -1 in task.labels if it is a class.",
+        )
+
+
+def _absent(column: str, raw: Raw, key: str) -> DataError:
+    close = difflib.get_close_matches(column, raw.available, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return DataError(
+        f"There is no column {column!r}. There are: {', '.join(map(repr, raw.available)) or 'none'}.",
+        where=raw.where,
+        fix=f"{hint}Set {key} to a column that exists.",
+    )
+
+
+def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _scalar(value: Any) -> str | None:
+    """A JSON or Parquet scalar as the text a CSV file would hold."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _as_strings(array: pa.Array) -> pa.Array:
+    if pa.types.is_string(array.type):
+        return array
+    if pa.types.is_floating(array.type) or pa.types.is_boolean(array.type):
+        encoded = array.dictionary_encode()
+        names = pa.array([_scalar(value) for value in encoded.dictionary.to_pylist()], pa.string())
+        return names.take(encoded.indices)
+    return array.cast(pa.string())
+
+
+def _texts(raw: Raw, column: str) -> pa.Array:
+    try:
+        return pc.fill_null(_as_strings(raw.columns[column]), "")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"The column {column!r} holds no text but {raw.columns[column].type}.",
+            where=raw.where,
+            fix="Set task.text to columns of text.",
+        ) from error
+
+
+def _classes(raw: Raw, label: str, labels: Sequence[str]) -> pa.Array:
+    """Class ids [rows], int64. Ids are taken as such only if no class name is itself a number."""
+    ids = {name: number for number, name in enumerate(labels)}
+    if len(ids) < len(labels):
+        raise DataError(f"A name appears twice in the labels {list(labels)}.", where="task.labels")
+    numbered = not any(re.fullmatch(r"-?\d+", name) for name in labels)
+    try:
+        encoded = _as_strings(raw.columns[label]).dictionary_encode()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"The column {label!r} holds no labels but {raw.columns[label].type}.", where=raw.where
+        ) from error
+    codes: list[int] = []
+    for position, value in enumerate(encoded.dictionary.to_pylist()):
+        name = value.strip()
+        if name in ids:
+            codes.append(ids[name])
+        elif name in HIDDEN:
+            codes.append(-1)
+        elif numbered and not raw.names and name.isdecimal() and int(name) < len(labels):
+            codes.append(int(name))
+        else:
+            first = pc.index(encoded.indices, position).as_py()
+            close = difflib.get_close_matches(name, labels, n=1)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            owner = f" The source's own names are {list(raw.names)}." if raw.names else ""
+            raise DataError(
+                f"The label {value!r} is none of {list(labels)}.{owner}",
+                where=raw.place(first),
+                fix=f"{hint}Correct the row, or set task.labels.",
+            )
+    indices = encoded.indices.fill_null(len(codes)).to_numpy(zero_copy_only=False)
+    values = np.array([*codes, -1], dtype=np.int64)[indices]
+    return pa.array(values, mask=values < 0) if (values < 0).any() else pa.array(values)
+
+
+def _targets(raw: Raw, label: str) -> pa.Array:
+    """Regression targets [rows], float64."""
+    column = raw.columns[label]
+    if pa.types.is_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(column, ""), None, column)
+    try:
+        values = column.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        values = None
+    if values is None or pa.types.is_boolean(column.type):
+        for row, value in enumerate(column.to_pylist()):
+            try:
+                if isinstance(value, bool):
+                    raise TypeError
+                _ = value is None or float(value)
+            except (TypeError, ValueError):
+                raise DataError(
+                    f"The label {value!r} is no number, and the task is a regression.",
+                    where=raw.place(row),
+                    fix="Correct the row (decimals take a point), or set task.kind=classification.",
+                ) from None
+        values = pa.array(
+            [None if value is None else float(value) for value in column.to_pylist()], pa.float64()
+        )
+    missing = values.is_null().to_numpy(zero_copy_only=False)
+    numbers = values.fill_null(0.0).to_numpy()
+    if (bad := np.flatnonzero(~np.isfinite(numbers))).size:
+        raise DataError(
+            f"The label {numbers[bad[0]]} is not finite; {bad.size} rows have such labels.",
+            where=f"{raw.place(int(bad[0]))} (the first)",
+            fix="Remove these rows, or leave their label empty in a set that is only predicted.",
+        )
+    if (numbers == -1.0).all() and not missing.any():
+        return pa.nulls(len(numbers), pa.float64())
+    return pa.array(numbers, mask=missing) if missing.any() else pa.array(numbers)
+
+
+# The Hub
+
+
+def _read_hub(source: Mapping[str, Any], split: str, config: str | None, wanted: Sequence[str]) -> Raw:
+    # imported here, because it takes seconds that local data should not pay
+    from datasets import ClassLabel, load_dataset
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    name, revision = str(source["hub"]), source.get("revision")
+    where = f"{name}{f'/{config}' if config else ''}, split {split}" + (
+        f", revision {revision}" if revision else ""
+    )
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise DataError(
+            f"{name!r} is no data set on the Hub.",
+            where="task.source.hub",
+            fix="Give owner/name, or use task.source.path for a local file.",
+        )
+    try:
+        data = load_dataset(name, config, split=split, revision=revision)
+    except DatasetNotFoundError as error:
+        raise HubError(
+            _first_line(error), where=where, fix="Check task.source; private data sets need `hf auth login`."
+        ) from error
+    except ConnectionError as error:
+        raise HubError(
+            f"The Hub can't be reached to load {name}.",
+            where=where,
+            fix="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give local files in task.source.path.",
+        ) from error
+    except (DatasetsError, ValueError, RuntimeError, OSError) as error:
+        raise _hub_problem(error, name, config, split, where) from error
+    columns = {column: _flat(data.data.column(column)) for column in wanted if column in data.column_names}
+    names = None
+    feature = data.features.get(wanted[-1])
+    if isinstance(feature, ClassLabel):
+        names = list(feature.names)
+        codes = columns[wanted[-1]].cast(pa.int64())
+        known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
+        columns[wanted[-1]] = pa.array(names, pa.string()).take(pc.if_else(known, codes, None))
+    return Raw(columns=columns, available=data.column_names, where=where, names=names)
+
+
+def _hub_problem(error: Exception, name: str, config: str | None, split: str, where: str) -> Exception:
+    said = _first_line(error)
+    listed = re.search(r"\[.*?\]", str(error), flags=re.DOTALL)
+    exists = listed.group(0) if listed else "unknown"
+    if said.startswith("Unknown split"):
+        return DataError(
+            f"{name}{f' ({config})' if config else ''} has no split {split!r}. It has: {exists}.",
+            where=where,
+            fix="Set task.splits and task.evaluations to splits that exist.",
+        )
+    if said.startswith("BuilderConfig"):
+        return DataError(
+            f"{name} has no configuration {config!r}. It has: {exists}.",
+            where=where,
+            fix="Set task.source.config to one of them.",
+        )
+    if said.startswith("Config name is missing"):
+        return DataError(
+            f"{name} has several configurations: {exists}.",
+            where=where,
+            fix="Set task.source.config to one of them.",
+        )
+    return HubError(
+        f"The Hub's data set {name} can't be loaded: {said}",
+        where=where,
+        fix="Data sets must be plain files (Parquet, CSV, JSON): loading scripts are not run.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# Embedded tasks
+
+
+def _read_demo(name: str, split: str, wanted: Sequence[str]) -> Raw:
+    if name not in DEMOS:
+        raise DataError(
+            f"There is no embedded task {name!r}. There are: {', '.join(DEMOS)}.", where="task.source.demo"
+        )
+    rows = importlib.import_module(DEMOS[name]).rows(split)
+    available = list(rows[0]) if rows else []
+    columns = {
+        key: pa.array([_scalar(row[key]) for row in rows], pa.string()) for key in wanted if key in available
+    }
+    return Raw(columns=columns, available=available, where=f"embedded task {name}, split {split}")
+
+
+# Local files
+
+
+def find_file(path: Path, split: str) -> Path:
+    """The file with a split: `path` itself for `train`, or the one of that name in the folder `path`."""
+    path = path.expanduser()
+    if not path.exists():
+        raise DataError(
+            "The data's file or folder does not exist.", where=str(path), fix="Check task.source.path."
+        )
+    if not path.is_dir():
+        if split != "train":
+            raise DataError(
+                f"A single file holds only the split 'train', not {split!r}.",
+                where=str(path),
+                fix=f"Give a folder with train{path.suffix} and {split}{path.suffix} as task.source.path.",
+            )
+        return path
+    found = sorted(child for child in path.iterdir() if child.is_file() and child.stem == split)
+    found = [child for child in found if child.suffix.lower() in SUFFIXES]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"The split {split!r} is there {len(found)} times: {', '.join(child.name for child in found)}.",
+            where=str(path),
+            fix="Keep one of them.",
+        )
+    there = sorted(child.name for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+    raise DataError(
+        f"The folder has no file for the split {split!r}. It has: {', '.join(there) or 'no data file'}.",
+        where=str(path),
+        fix=f"Name one {split}.csv (or {', '.join(SUFFIXES[1:])}), or set task.splits.",
+    )
+
+
+def _read_file(path: Path, wanted: Sequence[str]) -> Raw:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(
+            f"Files that end in {suffix or 'nothing'!r} can't be read.",
+            where=str(path),
+            fix=f"Convert it to one of {', '.join(SUFFIXES)}.",
+        )
+    try:
+        if path.stat().st_size == 0:
+            raise DataError("The file is empty.", where=str(path))
+        if suffix == ".parquet":
+            return _read_parquet(path, wanted)
+        text = _decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"The file can't be read: {error.strerror or error}.", where=str(path)) from error
+    if suffix == ".jsonl":
+        return _read_jsonl(text, str(path), wanted)
+    return _read_delimited(text, str(path), wanted, tabs=suffix == ".tsv")
+
+
+def _read_parquet(path: Path, wanted: Sequence[str]) -> Raw:
+    try:
+        available = pq.read_schema(path).names
+        there = [column for column in dict.fromkeys(wanted) if column in available]
+        table = pq.read_table(path, columns=there, partitioning=None)
+    except pa.ArrowException as error:
+        raise DataError(f"The file is no readable Parquet: {_first_line(error)}", where=str(path)) from error
+    columns = {name: _flat(table[name]) for name in table.column_names}
+    return Raw(columns=columns, available=available, where=str(path))
+
+
+def _decode(data: bytes, where: str) -> str:
+    """UTF-8, with or without a byte order mark."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError("The file is UTF-16, not UTF-8.", where=where, fix="Save it as UTF-8.")
+    if (position := data.find(b"\0")) >= 0:
+        raise DataError(
+            "There is a NUL byte: the file is damaged or no text.",
+            where=f"{where}, line {_line(data, position)}",
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The byte 0x{data[error.start]:02x} is no UTF-8.",
+            where=f"{where}, line {_line(data, error.start)}",
+            fix="Save the file as UTF-8 (from Latin-1: iconv -f latin1 -t utf-8).",
+        ) from error
+
+
+def _line(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1
+
+
+def _read_jsonl(text: str, where: str, wanted: Sequence[str]) -> Raw:
+    values: dict[str, list[str | None]] = {column: [] for column in wanted}
+    available: dict[str, None] = {}
+    lines: list[int] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{where}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"The line is no JSON: {_first_line(error)}.", where=place) from error
+        if not isinstance(row, dict):
+            raise DataError(
+                "The line is no JSON object.", where=place, fix='Write rows as {"text": "...", ...}.'
+            )
+        available.update(dict.fromkeys(row))
+        lines.append(number)
+        for column, column_values in values.items():
+            value = row.get(column)
+            if isinstance(value, dict | list):
+                raise DataError(
+                    f"The field {column!r} is no text or number but {type(value).__name__}.", where=place
+                )
+            column_values.append(_scalar(value))
+    columns: dict[str, pa.Array] = {}
+    for column, column_values in values.items():
+        if column not in available:
+            continue
+        try:
+            columns[column] = pa.array(column_values, pa.string())
+        except UnicodeEncodeError as error:
+            row_number = column_values.index(error.object)
+            raise DataError(
+                f"The field {column!r} holds half of a surrogate pair.",
+                where=f"{where}, line {lines[row_number]}",
+            ) from error
+    raw = Raw(columns=columns, available=list(available), where=where, lines=lines)
+    for column in wanted[:-1]:
+        if column in columns and columns[column].null_count:
+            first = _first_null(columns[column])
+            raise DataError(f"The field {column!r} is missing or null.", where=raw.place(first))
+    return raw
+
+
+def _first_null(array: pa.Array) -> int:
+    return int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+
+
+def _read_delimited(text: str, where: str, wanted: Sequence[str], *, tabs: bool) -> Raw:
+    """CSV with a header; quoted fields may hold separators and line ends.
+
+    In a TSV file of which every line has as many fields as the header, one line is one row, and quotes matter
+    only where they enclose a whole field: so files that never quote are read as they were written.
+    """
+    rows, lines = _plain_tsv(text) if tabs else ([], [])
+    if not rows:
+        rows, lines = _quoted(text, where, "\t" if tabs else ",")
+    if not rows:
+        raise DataError("The file has no header and no rows.", where=where)
+    header = [name.strip() for name in rows[0]]
+    for column in wanted:
+        if header.count(column) > 1:
+            raise DataError(f"The header names the column {column!r} twice.", where=where)
+    columns = {
+        column: pa.array([row[header.index(column)] for row in rows[1:]], pa.string())
+        for column in wanted
+        if column in header
+    }
+    return Raw(columns=columns, available=header, where=where, lines=lines[1:])
+
+
+_ENCLOSED = re.compile(r'"((?:[^"]|"")*)"')
+
+
+def _plain_tsv(text: str) -> tuple[list[list[str]], list[int]]:
+    numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), start=1)]
+    split = [(number, line.split("\t")) for number, line in numbered if line]
+    if len({len(fields) for _, fields in split}) != 1:
+        return [], []
+    rows = [
+        [match[1].replace('""', '"') if (match := _ENCLOSED.fullmatch(field)) else field for field in fields]
+        for _, fields in split
+    ]
+    return rows, [number for number, _ in split]
+
+
+def _quoted(text: str, where: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        while True:
+            line = reader.line_num + 1
+            row = next(reader, None)
+            if row is None:
+                return rows, lines
+            if not row:
+                continue
+            if rows and len(row) != len(rows[0]):
+                raise DataError(
+                    f"The row has {len(row)} fields, the header has {len(rows[0])}.",
+                    where=f"{where}, line {line}",
+                    fix="Put fields that hold the separator in double quotes.",
+                )
+            rows.append(row)
+            lines.append(line)
+    except csv.Error as error:
+        raise DataError(
+            f"The quotes of a field are wrong: {error}.",
+            where=f"{where}, line {line}",
+            fix='Enclose the field in double quotes and write a quote inside it as "".',
+        ) from error
+    finally:
+        csv.field_size_limit(limit)

@@ -1,0 +1,1 @@
+"""The work of a run: plain functions that turn input artifacts and plain values into one artifact."""

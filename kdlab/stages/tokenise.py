@@ -1,0 +1,172 @@
+"""From texts to token ids, once per run, with the one tokenizer that teacher and student read with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from kdlab.context import Context
+from kdlab.errors import DataError, HubError, ModelError
+from kdlab.stages.prepare import write_table
+
+CHUNK = 20_000  # rows a call, so that the encodings of a large split are never all in memory
+COMPARED = 100  # texts on which two tokenizers must agree
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+
+def tokenise(
+    ctx: Context,
+    *,
+    data: Path,
+    tokenizer: Mapping[str, Any],
+    max_length: int,
+    partner: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `{split}.arrow` for every split in `data`, and the tokenizer as a plain Hugging Face folder
+    `tokenizer/`.
+
+    Columns: id (int64), input_ids (list<int32>), token_type_ids (list<int8>, if the model takes them), label.
+    Pairs are encoded as the tokenizer does it; texts over `max_length` tokens are cut, the longer of a pair
+    first. tokenizer: {"id", "revision"} on the Hub, {"path"} a folder, or {"kind": "words"}: a token per word
+    of train. partner: the tokenizer of a student that was pre-trained apart from its teacher; it must read as
+    `tokenizer` does. Facts, also in facts.json beside those of `data`: tokens, longest and cut (share of
+    rows) per split, vocabulary, max_length. Raises ModelError where the two tokenizers differ.
+    """
+    names = sorted(path.stem for path in data.glob("*.arrow"))
+    if not names:
+        raise DataError("There is no prepared split.", where=str(data))
+    tables = {name: _read(data, name) for name in names}
+    fast = _words(tables["train"]) if tokenizer.get("kind") == "words" else _pretrained(tokenizer)
+    fast.backend_tokenizer.no_truncation()
+    fast.backend_tokenizer.no_padding()
+    if partner is not None:
+        _compare(fast, _pretrained(partner), tables["train"])
+    fast.save_pretrained(ctx.out / "tokenizer")
+    facts: dict[str, Any] = {
+        "tokens": {},
+        "longest": {},
+        "cut": {},
+        "vocabulary": len(fast),
+        "max_length": max_length,
+    }
+    fast.backend_tokenizer.enable_truncation(max_length)
+    for name, table in tables.items():
+        encoded, cut = _encode(fast, table)
+        lengths = np.diff(encoded["input_ids"].chunk(0).offsets.to_numpy())
+        facts["tokens"][name] = int(lengths.sum())
+        facts["longest"][name] = int(lengths.max())
+        facts["cut"][name] = round(cut / table.num_rows, 6)
+        write_table(ctx, name, encoded)
+    prepared = json.loads((data / "facts.json").read_text(encoding="utf-8"))
+    facts["rows"] = {name: table.num_rows for name, table in tables.items()}
+    written = json.dumps({**prepared, **facts}, indent=1, ensure_ascii=False)
+    (ctx.out / "facts.json").write_text(written + "\n", encoding="utf-8")
+    ctx.facts.update(facts)
+
+
+def _read(folder: Path, name: str) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
+
+
+def _words(train: pa.Table) -> PreTrainedTokenizerBase:
+    """A vocabulary of all lower-cased words between blanks in train, the frequent first."""
+    backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    texts = [text for column in ("text_a", "text_b") for text in train[column].to_pylist() if text]
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31 - 1, min_frequency=1, special_tokens=list(SPECIAL.values()), show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer, length=len(texts))
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    build: Callable[..., PreTrainedTokenizerBase] = PreTrainedTokenizerFast
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return build(tokenizer_object=backend, model_input_names=inputs, **SPECIAL)
+
+
+def _pretrained(tokenizer: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    name = str(tokenizer.get("path") or tokenizer["id"])
+    revision = tokenizer.get("revision")
+    where = name + (f", revision {revision}" if revision else "")
+    local = Path(name).is_dir()
+    if tokenizer.get("path") and not local:
+        raise ModelError("The tokenizer's folder does not exist.", where=where, fix="Check model.teacher.id.")
+    try:
+        fast = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+    except OSError as error:
+        said = str(error).strip().splitlines()[0]
+        if local:
+            raise ModelError(f"The folder holds no tokenizer: {said}", where=where) from error
+        raise HubError(
+            f"The Hub has no such tokenizer, or can't be reached: {said}",
+            where=where,
+            fix="Check the model's id and revision, the network, HF_ENDPOINT and HF_HUB_OFFLINE.",
+        ) from error
+    except Exception as error:  # whatever broken files make a parser raise
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"The tokenizer can't be loaded: {said}",
+            where=where,
+            fix="Use a model with a stock fast tokenizer (tokenizer.json); code from the Hub is never run.",
+        ) from error
+    if not fast.is_fast:
+        raise ModelError("The model has no fast tokenizer (tokenizer.json).", where=where)
+    if fast.pad_token_id is None:
+        raise ModelError(
+            "The tokenizer has no padding token.", where=where, fix="Use the tokenizer of an encoder."
+        )
+    loaded: PreTrainedTokenizerBase = fast
+    return loaded
+
+
+def _compare(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, train: pa.Table) -> None:
+    """Refuse two tokenizers that give different ids: on the vocabulary, and on the first training texts."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    different = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    texts = train["text_a"].slice(0, COMPARED).to_pylist()
+    if not different:
+        different = [text for text in texts if student.encode(text) != teacher.encode(text)]
+    if different:
+        raise ModelError(
+            f"Teacher and student read different tokens: {len(different)} differ, first {different[0]!r}.",
+            where="model.student.id",
+            fix="Choose a student pre-trained with the teacher's tokenizer, or cut one from it (init=cut).",
+        )
+
+
+def _encode(fast: PreTrainedTokenizerBase, table: pa.Table) -> tuple[pa.Table, int]:
+    """(the encoded rows, how many were cut)."""
+    pairs = table["text_b"].null_count < table.num_rows
+    typed = "token_type_ids" in fast.model_input_names
+    ids: list[np.ndarray[Any, Any]] = []
+    types: list[np.ndarray[Any, Any]] = []
+    lengths: list[int] = []
+    cut = 0
+    for start in range(0, table.num_rows, CHUNK):
+        part = table.slice(start, CHUNK)
+        first = part["text_a"].to_pylist()
+        batch = list(zip(first, part["text_b"].to_pylist(), strict=True)) if pairs else first
+        encodings = fast.backend_tokenizer.encode_batch_fast(batch)
+        lengths += [len(encoding) for encoding in encodings]
+        cut += sum(1 for encoding in encodings if encoding.overflowing)
+        ids.append(np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings]))
+        if typed:
+            types.append(
+                np.concatenate([np.array(encoding.type_ids, dtype=np.int8) for encoding in encodings])
+            )
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    columns = {"id": table["id"], "input_ids": pa.ListArray.from_arrays(offsets, np.concatenate(ids))}
+    if typed:
+        columns["token_type_ids"] = pa.ListArray.from_arrays(offsets, np.concatenate(types))
+    return pa.table({**columns, "label": table["label"]}), cut

@@ -1,0 +1,168 @@
+"""A split in canonical columns, whatever it is read from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import kdlab.data.tasks as tasks
+from kdlab.errors import DataError, HubError
+
+ROWS = [
+    {"a": "plain", "b": "second", "label": "no"},
+    {"a": 'says "hi", twice', "b": "tab\there", "label": "yes"},
+    {"a": "two\nlines", "b": "ünïcode 猫", "label": "no"},
+]
+
+
+def write(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def read(path: Path, split: str = "train", **changes: Any) -> pa.Table:
+    settings: dict[str, Any] = {
+        "text": ["a", "b"],
+        "label": "label",
+        "labels": None,
+        "kind": "classification",
+    }
+    return tasks.read_split({"path": str(path)}, split, **(settings | changes))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same(tmp_path: Path, suffix: str) -> None:
+    table = read(write(tmp_path / f"train{suffix}"))
+    assert table.schema.names == ["id", "text_a", "text_b", "label"]
+    assert table.schema.types == [pa.int64(), pa.string(), pa.string(), pa.int64()]
+    assert table["id"].to_pylist() == [0, 1, 2]
+    assert table["text_a"].to_pylist() == [row["a"] for row in ROWS]
+    assert table["text_b"].to_pylist() == [row["b"] for row in ROWS]
+    assert table["label"].to_pylist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_byte_order_mark_and_windows_line_ends(tmp_path: Path, suffix: str) -> None:
+    plain = [{"a": "one", "label": "x"}, {"a": "two", "label": "y"}]
+    path = write(tmp_path / f"train{suffix}", plain)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    table = read(path, text=["a"])
+    assert table["text_a"].to_pylist() == ["one", "two"] and table["label"].to_pylist() == [0, 1]
+    assert table["text_b"].null_count == 2
+
+
+def test_tsv_that_never_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text('a\tlabel\n"Why?" she said\t0\n"open\t1\nclose"\t0\n"whole ""field"""\t1\n')
+    table = read(path, text=["a"], labels=["n", "p"])
+    assert table["text_a"].to_pylist() == ['"Why?" she said', '"open', 'close"', 'whole "field"']
+    assert table["label"].to_pylist() == [0, 1, 0, 1]
+
+
+def test_a_very_long_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv", [{"a": "x" * 200_000, "label": "n"}, {"a": "y", "label": "p"}])
+    assert len(read(path, text=["a"])["text_a"][0].as_py()) == 200_000
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "expected"),
+    [
+        (["no", "yes", " no "], ["no", "yes"], [0, 1, 0]),
+        (["no", "yes", "no"], ["yes", "no"], [1, 0, 1]),
+        (["0", "1", "1"], ["no", "yes"], [0, 1, 1]),
+        (["0", "-1", ""], ["no", "yes"], [0, None, None]),
+        (["-1", "1", "1"], ["-1", "1"], [0, 1, 1]),
+        (["10", "9", "10"], None, [1, 0, 1]),
+        ([1, 0, None], ["no", "yes"], [1, 0, None]),
+        ([1.0, 0.0, None], ["no", "yes"], [1, 0, None]),
+        ([True, False, True], None, [1, 0, 1]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_labels(
+    tmp_path: Path, values: list[Any], labels: list[str] | None, expected: list[Any], suffix: str
+) -> None:
+    path = write(tmp_path / f"train{suffix}", [{"a": "t", "label": value} for value in values])
+    assert read(path, text=["a"], labels=labels)["label"].to_pylist() == expected
+
+
+def test_ids_are_not_taken_where_names_are_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv", [{"a": "t", "label": "0"}, {"a": "t", "label": "1"}])
+    with pytest.raises(DataError, match="'0' is none of"):
+        read(path, text=["a"], labels=["1", "2"])
+
+
+def test_regression(tmp_path: Path) -> None:
+    def labels(values: list[Any], suffix: str) -> Any:
+        path = write(tmp_path / f"train{suffix}", [{"a": "t", "label": value} for value in values])
+        return read(path, text=["a"], kind="regression")["label"].to_pylist()
+
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        assert labels(["3.8", " 2 ", "", "1e-3"], suffix) == [3.8, 2.0, None, 0.001]
+        assert labels(["-1.0", "-1"], suffix) == [None, None], "a whole split of -1 is hidden labels"
+        assert labels(["-1", "1"], suffix) == [-1.0, 1.0]
+    assert labels([1, 2.5, None], ".jsonl") == [1.0, 2.5, None]
+
+
+def test_source_without_the_label_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.csv", [{"a": "t"}, {"a": "u"}])
+    table = read(tmp_path, "test", text=["a"], labels=["x", "y"])
+    assert path.exists() and table["label"].to_pylist() == [None, None]
+
+
+def test_folder_with_one_file_per_split(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv")
+    write(tmp_path / "validation.jsonl")
+    assert read(tmp_path, "validation").num_rows == 3
+    with pytest.raises(DataError, match=r"no file for the split 'dev'. It has: train.csv, validation.jsonl"):
+        read(tmp_path, "dev")
+    write(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="there 2 times"):
+        read(tmp_path)
+
+
+def test_embedded_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("tests_demo")
+    module.rows = lambda split: [{"a": split, "b": "x", "label": "no"}]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tests_demo", module)
+    monkeypatch.setitem(tasks.DEMOS, "toy", "tests_demo")
+    settings: dict[str, Any] = {
+        "text": ["a", "b"],
+        "label": "label",
+        "labels": ["no"],
+        "kind": "classification",
+    }
+    assert tasks.read_split({"demo": "toy"}, "train", **settings)["text_a"].to_pylist() == ["train"]
+    with pytest.raises(DataError, match="no embedded task 'toi'"):
+        tasks.read_split({"demo": "toi"}, "train", **settings)
+
+
+@pytest.mark.parametrize("source", [{}, {"hub": None}, {"path": "x", "demo": "nli"}])
+def test_exactly_one_source(source: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="exactly one"):
+        tasks.read_raw(source, "train", text=["a"], label="label")
+
+
+def test_hub_that_is_offline_or_no_hub_at_all() -> None:
+    with pytest.raises(HubError, match="can't be reached") as caught:
+        tasks.read_raw({"hub": "nobody/nothing"}, "train", text=["a"], label="label")
+    assert "HF_HUB_OFFLINE" in str(caught.value)
+    for name in ("csv", "../data", "a/b/c"):
+        with pytest.raises(DataError, match="is no data set on the Hub"):
+            tasks.read_raw({"hub": name}, "train", text=["a"], label="label")
