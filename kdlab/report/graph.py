@@ -1,0 +1,133 @@
+"""The run graph as a table: what `kdlab plan` prints."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from kdlab.artifacts import Artifact, Store
+from kdlab.engine.progress import duration
+from kdlab.graph import Graph, Stage
+from kdlab.report.summary import count, megabytes
+from kdlab.runner import State, other_code, states
+
+UNKNOWN = "~"
+FLOPS_PER_SECOND = 5e10  # of a processor nobody has measured yet
+BYTES_PER_PARAMETER = 4
+TOKENS_PER_ROW = 0.4  # of max_length, until the data is prepared
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """steps, tokens: None if not known; seconds, bytes: always rough."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    bytes: float | None = None
+
+
+def plan_table(graph: Graph, store: Store, fresh: Sequence[str]) -> Table:
+    """Each stage: cached or to run, needed by whom, steps, tokens, estimated time and disk; then the sum."""
+    found = states(graph, store, list(fresh))
+    speed = _speed(store)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for column in ("stage", "state", "needed by", "steps", "tokens", "time", "disk MB"):
+        left = column in ("stage", "state", "needed by")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "needed by")
+    totals: list[Estimate] = []
+    for stage in graph:
+        artifact = store.find(stage.artifact) if stage.pinned else None
+        state = found[stage.fingerprint]
+        estimate = _estimate(stage, store, speed)
+        if state in ("run", "resume"):
+            totals.append(estimate)
+        shown = _cached(artifact) if state == "cached" and artifact is not None else estimate
+        table.add_row(
+            stage.label,
+            _state(state, artifact) if stage.pinned else "unpinned",
+            _short(graph.needed_by(stage)),
+            _number(shown.steps, stage),
+            _number(shown.tokens, stage),
+            "" if shown.seconds is None else duration(shown.seconds),
+            "" if shown.bytes is None else megabytes(shown.bytes),
+        )
+    seconds = sum(one.seconds or 0.0 for one in totals)
+    bytes_ = sum(one.bytes or 0.0 for one in totals)
+    table.add_section()
+    table.add_row(
+        "to run",
+        f"{len(totals)} of {len(graph.stages)}",
+        "",
+        "",
+        "",
+        f"~ {duration(seconds)}" if totals else "0 s",
+        f"~ {megabytes(bytes_)}" if totals else "0",
+    )
+    return table
+
+
+def _number(value: int | None, stage: Stage) -> str:
+    if value is None:
+        return UNKNOWN if stage.work.checkpoint else ""
+    return count(value) if value >= 10_000 else str(value)
+
+
+def _state(state: State, artifact: Artifact | None) -> str:
+    mark = other_code(artifact) if artifact is not None and state == "cached" else ""
+    return f"{state} (other code)" if mark else state
+
+
+def _short(labels: Sequence[str]) -> str:
+    """The first of them, and how many more."""
+    names = list(dict.fromkeys(labels))
+    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "") if names else "result"
+
+
+def _cached(artifact: Artifact) -> Estimate:
+    facts = artifact.facts
+    return Estimate(
+        facts.get("steps"), facts.get("trained_tokens"), artifact.manifest["made"]["seconds"], artifact.bytes
+    )
+
+
+def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
+    work = stage.work
+    if not work.checkpoint:
+        return Estimate()
+    data = stage.inputs["data"]
+    artifact = store.find(data.artifact) if data.pinned else None
+    rows = work.examples if artifact is None else artifact.facts["rows"]["train"]
+    steps = _steps(rows, stage)
+    size = None if work.parameters is None else float(work.parameters * BYTES_PER_PARAMETER)
+    if steps is None or rows is None:
+        return Estimate(bytes=size)
+    if artifact is None:
+        per_row = TOKENS_PER_ROW * data.values["max_length"]
+    else:
+        per_row = artifact.facts["tokens"]["train"] / rows
+    share = min(1.0, steps * work.batch_size / (rows * max(work.epochs, 1)))
+    tokens = per_row * rows * work.epochs * share
+    seconds = None if work.parameters is None else 2 * work.cost * work.parameters * tokens / speed
+    return Estimate(steps, None if artifact is None else round(tokens), seconds, size)
+
+
+def _steps(rows: int | None, stage: Stage) -> int | None:
+    if rows is None:
+        return None
+    steps = -(-rows // stage.work.batch_size) * stage.work.epochs
+    return steps if stage.work.max_steps is None else min(steps, stage.work.max_steps)
+
+
+def _speed(store: Store) -> float:
+    """FLOP per second that this store's finished training reached, else a guess."""
+    reached = [
+        artifact.facts["trained_flops"] / artifact.manifest["made"]["seconds"]
+        for artifact in store.artifacts()
+        if artifact.facts.get("trained_flops") and not artifact.manifest["made"]["continued"]
+    ]
+    return statistics.median(reached) if reached else FLOPS_PER_SECOND
