@@ -1,0 +1,1 @@
+"""What every trained stage shares: the loop, the optimiser, checkpoints, placement, tracking."""

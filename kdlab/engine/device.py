@@ -1,0 +1,134 @@
+"""Which device, kernel and number format a stage runs with. Fixed tables, made by measurement, never timed in a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kdlab.config import Hardware
+from kdlab.errors import KdlabError
+
+# (device type, trains) -> attention kernel. On a CPU eager beats sdpa for the short sequences of these tasks.
+ATTENTION = {("cpu", True): "eager", ("cpu", False): "eager"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together (torchrun sets the environment)."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> World:
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def pick_device(hardware: Hardware) -> torch.device:
+    """The device that the hardware configuration asks for; refuses one that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if hardware.device == "auto":
+        name = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    else:
+        name = hardware.device
+    if not there[name]:
+        raise KdlabError(
+            f"there is no {name} device here",
+            where="hardware.device",
+            fix="give hardware=auto, or run `kdlab doctor` to see what torch finds",
+        )
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
+
+
+def attention_kernel(device: torch.device, *, train: bool) -> str:
+    return ATTENTION.get((device.type, train), "sdpa")
+
+
+def fused_optimizer(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast for a forward pass at `precision`; does nothing at fp32."""
+    return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+def accelerator(device: torch.device, precision: str) -> Any:
+    """An `accelerate.Accelerator` at this precision. It never accumulates: the loop does, and divides once."""
+    from datetime import timedelta
+
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    AcceleratorState._reset_state(reset_partial_state=False)
+    mixed = {"fp32": "no"}.get(precision, precision)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=mixed,
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(days=7)),
+        ],
+    )
+
+
+def share(value: int) -> int:
+    """The first process's value, in every process."""
+    world = World.current()
+    if world.size == 1:
+        return value
+    _join()
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor([value], dtype=torch.int64, device=device)
+    torch.distributed.broadcast(tensor, src=0)
+    return int(tensor.item())
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes."""
+    if World.current().size > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if World.current().size > 1:
+        _join()
+        torch.distributed.barrier()
+
+
+def _join() -> None:
+    if not torch.distributed.is_initialized():
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+@contextmanager
+def frozen(parameters: Any) -> Iterator[None]:
+    """Take parameters out of training for a while: heads without a loss."""
+    held = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)

@@ -1,0 +1,229 @@
+"""What the stages that train or run an encoder share: opening data, loading models, predicting, scoring."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from kdlab.artifacts import write_json
+from kdlab.context import Context
+from kdlab.data.batches import Batches, EncodedSplit, open_encoded
+from kdlab.data.metrics import score
+from kdlab.engine import device
+from kdlab.engine.loop import History, Plan, Scores, Stateful, Step, fit
+from kdlab.models.encoder import load_encoder, load_saved, save_student
+from kdlab.models.surgery import cut
+from kdlab.models.taps import Tapped
+
+
+logging.disable_progress_bar()
+
+
+class TaskData:
+    """A tokenised task: its splits, labels and tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self.folder = folder
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        self.labels: list[str] | None = facts["labels"]
+        self.kind = "classification" if self.labels else "regression"
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        self.max_length: int = facts["max_length"]
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels) if self.labels else 1
+
+    def split(self, name: str) -> EncodedSplit:
+        return open_encoded(self.folder, name)
+
+    def splits(self, *, labelled: bool) -> list[str]:
+        """Names of the evaluation splits there are: heldout, dev, test and the task's further sets."""
+        names = [path.stem for path in sorted(self.folder.glob("*.arrow")) if path.stem != "train"]
+        return [name for name in names if not labelled or self.split(name).labelled]
+
+    def rows(self, split: EncodedSplit, numbers: Sequence[int], *, pad_to_max: bool = False) -> dict[str, Any]:
+        """One batch of the given rows."""
+        chosen = np.asarray(numbers)
+        width = self.max_length if pad_to_max else int(split.lengths[chosen].max())
+        return split.collate(chosen, pad_token_id=self.tokenizer.pad_token_id, width=width)
+
+    def batches(
+        self,
+        split: EncodedSplit,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool = False,
+        pad_to_max: bool = False,
+        micro_batch: int = 0,
+        world: device.World | None = None,
+    ) -> Batches:
+        world = world or device.World()
+        return Batches(
+            split,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            pad_token_id=self.tokenizer.pad_token_id,
+            pad_to=self.max_length if pad_to_max else None,
+            rank=world.rank,
+            world=world.size,
+            micro_batch=micro_batch,
+        )
+
+
+def new_model(spec: Mapping[str, Any], data: TaskData, *, seed: int, kernel: str) -> Tapped:
+    """The model that a specification describes; `init: cut` keeps the named layers of the pre-trained base."""
+    source = {**spec, "init": "pretrained"} if spec["init"] == "cut" else spec
+    config = dict(spec.get("config", {}))
+    if spec["init"] == "random" and not spec.get("id") and not spec.get("path"):
+        config |= {"vocab_size": len(data.tokenizer), "pad_token_id": data.tokenizer.pad_token_id}
+    model = load_encoder(
+        {**source, "config": config},
+        num_labels=data.num_labels,
+        kind=data.kind,
+        labels=data.labels,
+        attention=kernel,
+        seed=seed,
+    )
+    if spec["init"] == "cut":
+        model = cut(model, spec["layers"])
+    return Tapped(model, head=spec["head"])
+
+
+def saved_model(folder: Path, *, kernel: str) -> Tapped:
+    model, head = load_saved(folder, kernel)
+    return Tapped(model, head=head)
+
+
+def predict(model: Tapped, data: TaskData, split: EncodedSplit, *, batch_size: int, pad_to_max: bool) -> np.ndarray:
+    """Logits [N, C] in the order of the split's rows, at fp32 without dropout."""
+    place = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits = np.zeros((len(split), data.num_labels), dtype=np.float32)
+    batches = data.batches(split, batch_size=batch_size, seed=0, shuffle=False, pad_to_max=pad_to_max)
+    with torch.no_grad():
+        for (batch,) in batches.epoch(0):
+            # The class's own forward: accelerate may have wrapped the instance's in autocast.
+            found = Tapped.forward(model, on(place, batch)).logits
+            logits[batch["index"].numpy()] = found.float().cpu().numpy()
+    model.train(was_training)
+    return logits
+
+
+def on(place: torch.device, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a batch on a device."""
+    return {key: value.to(place) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+def answers(logits: np.ndarray, kind: str) -> np.ndarray:
+    """Class ids [N], or scores [N] for regression."""
+    return logits.argmax(-1) if kind == "classification" else logits[:, 0]
+
+
+def evaluator(
+    model: Tapped,
+    data: TaskData,
+    *,
+    splits: Sequence[str],
+    metrics: Sequence[str],
+    batch_size: int,
+    pad_to_max: bool,
+) -> Callable[[], Scores]:
+    """A function that scores the model as it is now on each split."""
+
+    def evaluate() -> Scores:
+        scores: dict[str, dict[str, float]] = {}
+        for name in splits:
+            split = data.split(name)
+            found = answers(
+                predict(model, data, split, batch_size=batch_size, pad_to_max=pad_to_max), data.kind
+            )
+            scores[name] = {metric: score(metric, found, split.labels) for metric in metrics}
+        return scores
+
+    return evaluate
+
+
+def train(
+    context: Context,
+    model: Tapped,
+    step: Step,
+    data: TaskData,
+    *,
+    fit_values: Mapping[str, Any],
+    seed: int,
+    precision: str,
+    max_steps: int | None,
+    pad_to_max: bool,
+    select_on: str | None,
+    metrics: Sequence[str],
+    expected: Sequence[str],
+    state: Mapping[str, Stateful] | None = None,
+    after_step: Callable[[], None] = lambda: None,
+    forward_rows: int | None = None,
+) -> History:
+    """Train on the task's training rows and leave `model/`, `history.json` and `metrics.jsonl` in the artifact.
+
+    select_on: the split whose first metric chooses the checkpoint, "last" to keep the last one, or None for a stage
+    without evaluation.
+    """
+    values = dict(fit_values)
+    world = device.World.current()
+    batches = data.batches(
+        data.split("train"),
+        batch_size=values.pop("batch_size"),
+        seed=seed,
+        shuffle=True,
+        drop_last=values.pop("drop_last"),
+        pad_to_max=pad_to_max,
+        micro_batch=context.hardware.micro_batch if forward_rows is None else forward_rows,
+        world=world,
+    )
+    evaluate = None
+    if select_on is not None:
+        splits = [name for name in ("heldout", "dev") if name in data.splits(labelled=True)]
+        evaluate = evaluator(
+            model,
+            data,
+            splits=splits,
+            metrics=metrics,
+            batch_size=context.hardware.eval_batch,
+            pad_to_max=pad_to_max,
+        )
+    plan = Plan(
+        **values,
+        seed=seed,
+        precision=precision,
+        max_steps=max_steps,
+        select=None if select_on in (None, "last") else (str(select_on), metrics[0]),
+        expected=tuple(expected),
+    )
+    history = fit(model, step, batches, plan, context, evaluate=evaluate, state=state, after_step=after_step)
+    if world.first:
+        save_student(model.model, data.tokenizer, context.out / "model")
+        write_json(context.out / "history.json", asdict(history))
+    return history
+
+
+def parameters_without_gradient(model: nn.Module, run: Callable[[], torch.Tensor]) -> list[nn.Parameter]:
+    """The trainable parameters that `run`'s scalar does not depend on, found by one backward pass."""
+    model.zero_grad(set_to_none=True)
+    run().backward()
+    idle = [p for p in model.parameters() if p.requires_grad and p.grad is None]
+    model.zero_grad(set_to_none=True)
+    return idle
