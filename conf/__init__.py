@@ -1,0 +1,1 @@
+"""The configuration groups; Hydra reads them as `pkg://kdlab.conf`."""

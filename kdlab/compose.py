@@ -1,0 +1,982 @@
+"""From words on the command line to checked, typed runs: with `kdlab.cli`, the only place that imports Hydra.
+
+Hydra stops at its first error, in its own words. Here every word is parsed, composed and applied on its own,
+so that all problems of all jobs of a sweep come out at once, each once, with the path, what was given, and
+what is allowed. After `jobs` no `DictConfig` exists in the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from string import Template
+from types import NoneType, UnionType
+from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from kdlab import catalog, checks, config
+from kdlab.errors import ConfigError, KdlabError
+
+CONFIG_NAME = "train"
+SCHEMAS = {
+    "run": config.Run,
+    "task": config.Task,
+    "model": config.Model,
+    "hardware": config.Hardware,
+    "tracking": config.Tracking,
+    "debug": config.Debug,
+    "distillation": config.Distillation,
+}
+LAUNCHERS = {  # options of hydra/launcher that come with a plugin, and what installs it
+    "joblib": "pip install 'kdlab[launchers]'",
+    "submitit_local": "pip install 'kdlab[launchers]'",
+    "submitit_slurm": "pip install 'kdlab[launchers]'",
+    "ray": "pip install hydra-ray-launcher",
+    "ray_aws": "pip install hydra-ray-launcher",
+    "rq": "pip install hydra-rq-launcher",
+}
+PASSED_ON = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")
+INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+NOT_IN_NAMES = ("hardware", "tracking", "fresh", "name", "store", "outputs", "hydra")  # can't change a number
+LONGEST_NAME = 120
+KEY = re.compile(r"[~+]*[\w-]+([./][\w-]+)*(@[\w.:-]+)?(=|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a command line."""
+
+    run: config.Run
+    overrides: list[str]  # as given, for this job
+    name: str  # fit for a folder: "method=kd,seed=1,task=glue_rte"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """What a command line asks for."""
+
+    jobs: list[Job]
+    multirun: bool
+    config_dir: Path | None
+
+
+def jobs(argv: Sequence[str]) -> Composition:
+    """Compose every job of a command line (without the verb); one ConfigError has the problems of all."""
+    given = _parse(argv)
+    composer = _Composer(given.config_dir)
+    result = composer.expand(given.overrides, multirun=given.multirun)
+    if composer.problems:
+        raise ConfigError(list(composer.problems))
+    return Composition(jobs=result, multirun=given.multirun, config_dir=given.config_dir)
+
+
+def launch(
+    argv: Sequence[str],
+    function: Callable[[config.Run, list[str]], int],
+    composition: Composition | None = None,
+) -> list[int]:
+    """Call function(run, overrides) for every job; return the exit codes in order.
+
+    A job that fails stops no other: an error that `function` lets through counts as 2 if it is a KdlabError,
+    else as 1. With hydra/launcher=joblib and the like the jobs run where that plugin takes them; `function`
+    must then be importable there. `composition`: what `jobs` made of the same words, if it is at hand.
+    """
+    composition = composition or jobs(argv)
+    given = _parse(argv)
+    task = _Task(function)
+    launcher = [word for word in given.overrides if word.startswith("hydra/launcher=")]
+    if not launcher or launcher[-1] == "hydra/launcher=basic":
+        return [task.call(job.run, job.overrides) for job in composition.jobs]
+    if not composition.multirun:
+        raise ConfigError([f"{launcher[-1]}: launches the jobs of a sweep; add -m"])
+    return _launch_elsewhere(given, composition, task)
+
+
+def hydra_passthrough(argv: Sequence[str]) -> bool:
+    """Answer --help, --cfg, --info and --hydra-help, and say whether there was one of them."""
+    if not any(word in PASSED_ON or word.startswith(("--cfg=", "--info=")) for word in argv):
+        return False
+    given = _parse(argv)
+    composer = _Composer(given.config_dir)
+    if given.help:
+        print(_help(composer, given))
+        return True
+    if given.cfg and given.multirun:
+        raise ConfigError(["--cfg: shows one job; leave -m and the sweep out"])
+    if given.resolve and not given.cfg:
+        raise ConfigError(["--resolve: belongs to --cfg"])
+    composer.expand(given.overrides, multirun=False)
+    if composer.problems:
+        raise ConfigError(list(composer.problems))
+    if given.cfg == "job":
+        cfg = composer.node(given.overrides)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        node = OmegaConf.select(cfg, given.package) if given.package else cfg
+        if node is None:
+            raise ConfigError([f"--package {given.package}: no such section"])
+        print(OmegaConf.to_yaml(node, resolve=given.resolve), end="")
+    else:
+        _ask_hydra(given)
+    return True
+
+
+def register() -> None:
+    """Make the dataclasses known to Hydra as schema/<name>."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(group="schema", name=name, node=schema, provider="kdlab")
+
+
+class _Task:
+    """What a launcher calls for each job; picklable."""
+
+    def __init__(self, function: Callable[[config.Run, list[str]], int]) -> None:
+        self.function = function
+
+    def __call__(self, cfg: DictConfig) -> int:
+        from hydra.core.hydra_config import HydraConfig
+
+        run = cast(config.Run, OmegaConf.to_object(cfg))
+        return self.call(run, list(HydraConfig.get().overrides.task))
+
+    def call(self, run: config.Run, overrides: list[str]) -> int:
+        try:
+            return self.function(run, overrides)
+        except KdlabError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Exception:
+            traceback.print_exc()
+            return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([message])
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=INFO)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    given, overrides = parser.parse_known_args(list(argv))
+    flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    problems = []
+    for word in overrides:
+        if word.startswith("-"):
+            name = word.lstrip("-")
+            hint = f"; did you mean {name}?" if "=" in name else checks.suggest(word, flags)
+            problems.append(f"{word}: unknown flag{hint} (flags: -m, {', '.join(flags)})")
+    if given.config_dir is not None and not given.config_dir.is_dir():
+        problems.append(f"--config-dir {given.config_dir}: no such folder")
+    if problems:
+        raise ConfigError(problems)
+    given.overrides = overrides
+    return given
+
+
+class _Sources:
+    """The yaml files, and what has been composed of them."""
+
+    def __init__(self, config_dir: Path | None) -> None:
+        version.setbase("1.3")
+        setup_globals()
+        register()
+        search_path = create_config_search_path(catalog.config_root())
+        if config_dir is not None:
+            anchor = SearchPathQuery(provider="schema")
+            search_path.prepend("command-line", f"file://{config_dir.resolve()}", anchor)
+        self.loader = ConfigLoaderImpl(search_path)
+        self.loader.ensure_main_config_source_available()
+        self.repo = CachingConfigRepository(self.loader.repository)
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        main = self.repo.load_config(CONFIG_NAME)
+        assert main is not None and main.defaults_list is not None
+        self.groups = {
+            item.group: item.value if isinstance(item.value, str) else None
+            for item in main.defaults_list
+            if isinstance(item, GroupDefault) and item.group and not item.group.startswith(("/", "hydra/"))
+        }
+
+
+@cache
+def _package_sources() -> _Sources:
+    """The files of the package, which don't change while a process lives."""
+    return _Sources(None)
+
+
+class _Composer:
+    """Composes command lines and collects what is wrong with them."""
+
+    def __init__(self, config_dir: Path | None) -> None:
+        sources = _package_sources() if config_dir is None else _Sources(config_dir)
+        self.loader, self.repo, self.composed = sources.loader, sources.repo, sources.composed
+        self.groups = sources.groups  # and the option that train.yaml takes
+        self.parser = OverridesParser.create(config_loader=self.loader)
+        self.problems: dict[str, None] = {}  # an ordered set
+        self.count = 0  # of problems, repeated ones too
+        self.parsed: dict[str, Override | None] = {}
+        self.bare: dict[tuple[str, ...], DictConfig] = {}
+        self.damaged: dict[
+            tuple[str, ...], DictConfig
+        ] = {}  # choices whose yaml files have problems of their own
+
+    def problem(self, text: str) -> None:
+        self.count += 1
+        self.problems.setdefault(text)
+
+    # words
+
+    def expand(self, words: Sequence[str], *, multirun: bool) -> list[Job]:
+        """All jobs that compose; what doesn't is in `problems`."""
+        parsed = [one for one in (self.read(word) for word in words) if one is not None]
+        if multirun:
+            parsed = [*self.sweep_of_presets(parsed), *parsed]
+        axes: dict[str, list[str]] = {}
+        for override in parsed:
+            axes[override.get_key_element()] = self.values(override, multirun=multirun)
+        found: dict[tuple[str, ...], Job] = {}
+        vain: list[dict[str, str]] = []
+        for combination in itertools.product(*axes.values()):
+            job = self.job(combination, vain)
+            if job is not None:
+                found.setdefault(combination, job)
+        if vain:
+            for path, text in vain[0].items():
+                if all(path in other for other in vain):
+                    self.problem(text)
+        return _distinct(list(found.values()))
+
+    def read(self, word: str) -> Override | None:
+        """Parse one word; None, and a problem, if it can't be parsed."""
+        if word not in self.parsed:
+            self.parsed[word] = self.parse(word)
+        return self.parsed[word]
+
+    def parse(self, word: str) -> Override | None:
+        if not KEY.match(word) or ("=" not in word and not word.startswith("~")):
+            self.problem(f"{word}: is not of the form KEY=VALUE{self.guess(word)}")
+            return None
+        try:
+            return self.parser.parse_override(word)
+        except HydraException:
+            self.problem(
+                f"{word}: the value can't be read; a list is written [a,b], a section {{key: value}}, "
+                "and a text with spaces or special characters in two kinds of quotes: 'key=\"a value\"'"
+            )
+        return None
+
+    def guess(self, word: str) -> str:
+        """For a lone word: the option or the group that it may mean."""
+        for group in self.groups:
+            if word in self.options(group):
+                return f"; did you mean {group}={word}?"
+        head, colon, value = word.partition(":")
+        if colon and head in self.groups:
+            return f"; did you mean {head}={value}?"
+        return checks.suggest(word, self.groups)
+
+    def sweep_of_presets(self, parsed: Sequence[Override]) -> list[Override]:
+        """hydra.sweeper.params of the chosen experiment, but for keys that the command line gives."""
+        plain = tuple(
+            one.input_line or ""
+            for one in parsed
+            if not one.is_sweep_override() and self.is_group(one) and not self.wrong_option(one)
+        )
+        params = OmegaConf.select(self.compose(plain), "hydra.sweeper.params") or {}
+        keys = {one.get_key_element() for one in parsed}
+        found = (self.read(f"{key}={value}") for key, value in params.items() if key not in keys)
+        return [one for one in found if one is not None]
+
+    def values(self, override: Override, *, multirun: bool) -> list[str]:
+        """The words that one word stands for: itself, or the values of its axis."""
+        word = override.input_line or ""
+        if not override.is_sweep_override():
+            return [word]
+        key = override.get_key_element()
+        if not override.is_discrete_sweep():
+            self.problem(f"{word}: this kind of sweep is not supported; list the values: {key}=1,2,3")
+        elif not multirun:
+            self.problem(
+                f"{word}: several values make a sweep: add -m; a list is written {key}=[{_after(word)}]"
+            )
+        elif override.is_hydra_override():
+            self.problem(f"{word}: hydra's own settings can't be swept")
+        else:
+            found = list(dict.fromkeys(f"{key}={value}" for value in override.sweep_string_iterator()))
+            if found:
+                return found
+            self.problem(f"{word}: no value at all")
+        return [""]  # leaves the key out, so that the rest can still be looked at
+
+    # one job
+
+    def job(self, combination: Sequence[str], vain: list[dict[str, str]]) -> Job | None:
+        """Compose one combination of words; None if something is wrong with it."""
+        before = self.count
+        words = [word for word in combination if word]
+        overrides = [one for one in (self.read(word) for word in words) if one is not None]
+        whole = True
+        choices = []
+        for override in overrides:
+            if not self.is_group(override):
+                continue
+            wrong = self.wrong_option(override)
+            if wrong:
+                self.problem(wrong)
+                whole = False
+            else:
+                choices.append(_spelled(override))
+        chosen = tuple(choice for choice in choices if choice)
+        cfg = self.compose_task(chosen)
+        whole = whole and chosen not in self.damaged
+        schema = _Schema(cfg, tuple(self.groups))
+        paths = []
+        for override in overrides:
+            if self.is_group(override):
+                continue
+            if override.is_hydra_override():
+                self.check_hydra(override, chosen)
+            elif self.apply(override, cfg, schema):
+                paths += _paths(override)
+        run = self.convert(cfg, schema)
+        if run is None:
+            return None
+        if whole:
+            for text in checks.check(run):
+                self.problem(text)
+            vain.append(checks.idle_paths(run, paths))
+        if self.count > before:
+            return None
+        return Job(run=run, overrides=words, name=_name(words))
+
+    def node(self, words: Sequence[str]) -> DictConfig:
+        """The composed configuration of a command line that has no problem, references not filled in."""
+        overrides = [self.parser.parse_override(word) for word in words]
+        choices = [_spelled(one) for one in overrides if self.is_group(one)]
+        cfg = copy.deepcopy(self.compose(tuple(choice for choice in choices if choice)))
+        values = [one for one in overrides if not self.is_group(one)]
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        return cfg
+
+    # groups
+
+    def is_group(self, override: Override) -> bool:
+        return not isinstance(override.value(), dict) and self.repo.group_exists(override.key_or_group)
+
+    def options(self, group: str) -> list[str]:
+        """All options below a group: rte of task/glue is glue/rte of task."""
+        found = list(self.repo.get_group_options(group, ObjectType.CONFIG))
+        for inner in self.repo.get_group_options(group, ObjectType.GROUP):
+            if inner != "base":
+                found += [f"{inner}/{name}" for name in self.options(f"{group}/{inner}")]
+        return sorted(found)
+
+    def wrong_option(self, override: Override) -> str | None:
+        """Why this choice of an option can't be made."""
+        group, word, value = override.key_or_group, override.input_line or "", override.value()
+        top = group.split("/")[0]
+        if override.package is not None:
+            return f"{word}: a group has no place of its own here; write {group}=OPTION"
+        if override.is_delete():
+            return (
+                None
+                if group == "experiment"
+                else f"{word}: a run needs its {group}; choose with {group}=OPTION"
+            )
+        if group not in self.groups and top in self.groups:
+            return f"{word}: did you mean {top}={group[len(top) + 1 :]}/{value}?"
+        if group == "schema":
+            return f"{word}: schemas are chosen by the yaml files, not on the command line"
+        if (override.is_add() or override.is_force_add()) and group in self.groups:
+            return f"{word}: {group} is always there; write {group}={value}"
+        if value is None and group in self.groups:
+            return None if self.groups[group] is None else f"{word}: a run needs its {group}"
+        if isinstance(value, list):
+            return f"{word}: one option only; for a sweep: -m {group}={','.join(map(str, value))}"
+        name = str(value)
+        if group == "hydra/launcher" and name in LAUNCHERS and name not in self.options(group):
+            return f"{word}: needs a plugin: {LAUNCHERS[name]}"
+        if group == "hydra/sweeper" and name != "basic":
+            return f"{word}: kdlab expands sweeps itself; allowed: basic"
+        allowed = self.options(group)
+        if name in allowed:
+            return None
+        close = checks.suggest(name, allowed) or _same_ending(name, allowed)
+        elsewhere = next(
+            (other for other in self.groups if other != group and name in self.options(other)), None
+        )
+        if elsewhere:
+            close = f"; did you mean {elsewhere}={name}?"
+        return f"{word}: unknown option{close}; allowed: {', '.join(allowed)}"
+
+    def compose(self, choices: tuple[str, ...]) -> DictConfig:
+        """The configuration of these options; what is wrong in their files is left out, and a problem."""
+        if choices in self.damaged:
+            return self.damaged[choices]
+        if choices not in self.composed:
+            before = self.count
+            cfg = self.merged(choices)
+            if self.count > before:
+                self.damaged[choices] = cfg
+                return cfg
+            self.composed[choices] = cfg
+        return self.composed[choices]
+
+    def compose_task(self, choices: tuple[str, ...]) -> DictConfig:
+        """A copy of the composed configuration without Hydra's own part, for one job to change."""
+        cfg = self.compose(choices)
+        if choices not in self.bare:
+            bare = copy.deepcopy(cfg)
+            with open_dict(bare):
+                bare.pop("hydra", None)
+            self.bare[choices] = bare
+        return copy.deepcopy(self.bare[choices])
+
+    def merged(self, choices: tuple[str, ...]) -> DictConfig:
+        overrides = self.parser.parse_overrides(list(choices))
+        try:
+            defaults = self.defaults(overrides)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, AssertionError):
+            defaults = self.defaults_without_culprits(overrides)
+        try:
+            cfg = self.loader._compose_config_from_defaults_list(defaults.defaults, self.repo)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            cfg = self.merge_piecewise(defaults)
+        OmegaConf.set_struct(cfg, True)
+        return cfg
+
+    def defaults(self, overrides: list[Override]) -> DefaultsList:
+        return create_defaults_list(self.repo, CONFIG_NAME, overrides, prepend_hydra=True, skip_missing=False)
+
+    def defaults_without_culprits(self, overrides: list[Override]) -> DefaultsList:
+        kept: list[Override] = []
+        for override in overrides:
+            try:
+                self.defaults([*kept, override])
+                kept.append(override)
+            except yaml.YAMLError as error:
+                self.problem(f"{self.file(override)}: is not YAML: {_yaml_words(error)}")
+            except MissingConfigException as error:
+                self.problem(f"{self.file(override)}: {_absent_words(error)}")
+            except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
+                self.problem(f"{self.file(override)}: {self.defaults_words(error)}")
+        return self.defaults(kept)
+
+    def defaults_words(self, error: BaseException) -> str:
+        """What is wrong with a list of defaults."""
+        text = _in_short(error)
+        group = re.search(r"Could not override '([^']+)'", text)
+        if group:
+            name = group.group(1)
+            return (
+                f"overrides a group '{name}', which there is not{checks.suggest(name, self.groups)}; "
+                f"groups: {', '.join(self.groups)}"
+            )
+        return text
+
+    def file(self, override: Override) -> str:
+        return f"{override.key_or_group}/{override.value()}.yaml"
+
+    def merge_piecewise(self, defaults: DefaultsList) -> DictConfig:
+        """Merge value by value where a whole file doesn't fit, so that every wrong value of it is found."""
+        cfg = OmegaConf.create()
+        for default in defaults.defaults:
+            file = f"{default.config_path}.yaml"
+            try:
+                loaded = self.loader._load_single_config(default, self.repo).config
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                self.problem(f"{file}: {_in_short(error)}")
+                continue
+            trial = copy.deepcopy(cfg)
+            try:
+                trial.merge_with(loaded)
+                cfg = trial
+                continue
+            except (OmegaConfBaseException, ValueError):
+                schema = _Schema(cfg, tuple(self.groups))
+            top = default.package or ""
+            if top and top.split(".")[0] in self.groups and not schema.knows(top):
+                self.problem(f"{file}: must start with the line '# @package _global_'")
+                continue
+            for path, value in _leaves(loaded):
+                try:
+                    OmegaConf.update(cfg, path, value, merge=True)
+                except (OmegaConfBaseException, ValueError) as error:
+                    self.problem(f"{file}: {schema.explain(path, value, error)}")
+        with open_dict(cfg):
+            cfg.pop("defaults", None)
+        return cfg
+
+    # values
+
+    def apply(self, override: Override, cfg: DictConfig, schema: _Schema) -> bool:
+        """Set one value, or say why it can't be set."""
+        word, path = override.input_line or "", override.key_or_group
+        if override.package is not None or "/" in path:
+            self.problem(
+                f"{word}: there is no group '{path}'{checks.suggest(path, self.groups)}; "
+                f"groups: {', '.join(self.groups)}"
+            )
+            return False
+        if override.is_delete() and schema.knows(path):
+            self.problem(
+                f"{word}: {path} is part of every run and can't be taken away; set it to another value"
+            )
+            return False
+        if not schema.knows(path):
+            self.problem(f"{word}: {schema.unknown(path)}")
+            return False
+        free = schema.free(path)
+        try:
+            if free and not override.is_delete():
+                inner = override.value()
+                for part in reversed(path[len(free) + 1 :].split(".")) if path != free else ():
+                    inner = {part: inner}
+                OmegaConf.update(cfg, free, inner, merge=True, force_add=True)
+            else:
+                ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+            return True
+        except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+            self.problem(schema.explain(path, override.value(), cause, word))
+        return False
+
+    def check_hydra(self, override: Override, choices: tuple[str, ...]) -> None:
+        """Look whether Hydra has this setting of its own (hydra.launcher.n_jobs)."""
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], copy.deepcopy(self.compose(choices)))
+        except (HydraException, OmegaConfBaseException, ValueError):
+            self.problem(f"{override.input_line}: no such setting of hydra, or not with this value")
+
+    def convert(self, cfg: DictConfig, schema: _Schema) -> config.Run | None:
+        """The typed run, once nothing is missing, unknown or unresolved."""
+        for path in _strays(cfg):
+            self.problem(f"{path}: {schema.unknown(path)}")
+        broken = False
+        for path, raw in _references(cfg):
+            try:
+                OmegaConf.select(cfg, path)
+            except (OmegaConfBaseException, RecursionError) as error:
+                self.problem(f"{path}={raw}: {_reference_words(raw, error, schema.words(path))}")
+                broken = True
+        if broken:
+            return None
+        for path in sorted(OmegaConf.missing_keys(cfg)):
+            self.problem(f"{path}: must be given; it takes {schema.words(path)}")
+            stand_in = schema.stand_in(path)
+            if stand_in is None:
+                return None
+            OmegaConf.update(cfg, path, stand_in)
+        try:
+            return cast(config.Run, OmegaConf.to_object(cfg))
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            path = getattr(error, "full_key", None) or ""
+            self.problem(schema.explain(path, OmegaConf.select(cfg, path) if path else "", error))
+            return None
+
+
+class _Schema:
+    """The tree of dataclasses below a composed configuration: which keys there are and what they take."""
+
+    def __init__(self, cfg: DictConfig, groups: tuple[str, ...]) -> None:
+        method = OmegaConf.get_type(cfg, "method") if "method" in cfg else None
+        self.method = method if isinstance(method, type) and is_dataclass(method) else config.Distillation
+        self.groups = groups
+
+    def find(self, path: str) -> tuple[Any, dict[str, Any], list[str]]:
+        """(type, metadata of the field, keys below) of a path; else KeyError(parent, its keys, bad key)."""
+        node: Any = config.Run
+        metadata: dict[str, Any] = {}
+        seen: list[str] = []
+        for part in re.sub(r"\[([^\]]*)\]", r".\1", path).split("."):
+            node = _bare(node)
+            if is_dataclass(node):
+                hints, known = self.hints(node), {item.name: item for item in fields(node)}
+                if part not in known:
+                    raise KeyError(".".join(seen), list(known), part)
+                node, metadata = hints[part], dict(known[part].metadata)
+            elif get_origin(node) is dict:
+                node, metadata = get_args(node)[1], {}
+            elif get_origin(node) is list:
+                node = get_args(node)[0]
+            elif node is not Any:
+                raise KeyError(".".join(seen), [], part)
+            seen.append(part)
+        inner = _bare(node)
+        return node, metadata, [item.name for item in fields(inner)] if is_dataclass(inner) else []
+
+    def hints(self, node: Any) -> dict[str, Any]:
+        hints = get_type_hints(node)
+        if node is config.Run:
+            hints["method"] = self.method
+        return hints
+
+    def knows(self, path: str) -> bool:
+        try:
+            self.find(path)
+        except KeyError:
+            return False
+        return True
+
+    def free(self, path: str) -> str | None:
+        """The section of free keys that a path goes into: model.student.config of model.student.config.x."""
+        parts = path.split(".")
+        for count in range(1, len(parts) + 1):
+            prefix = ".".join(parts[:count])
+            if get_origin(_bare(self.find(prefix)[0])) is dict:
+                return prefix
+        return None
+
+    def stand_in(self, path: str) -> Any:
+        """Something of the right type for a value that is missing, so that the other checks can go on."""
+        bare = _bare(self.find(path)[0])
+        return "?" if bare is str else ["?"] if get_origin(bare) is list else None
+
+    def paths(self) -> Iterator[str]:
+        """Every key that takes a value."""
+
+        def below(node: Any, prefix: str) -> Iterator[str]:
+            for name, hint in self.hints(node).items():
+                inner = _bare(hint)
+                if is_dataclass(inner):
+                    yield from below(inner, f"{prefix}{name}.")
+                else:
+                    yield f"{prefix}{name}"
+
+        return below(config.Run, "")
+
+    def unknown(self, path: str) -> str:
+        """'unknown key', with what may have been meant and the keys there are."""
+        try:
+            self.find(path)
+        except KeyError as error:
+            parent, known, part = error.args
+        else:
+            return "is not a key of the configuration"
+        if part in ("True", "False"):
+            return f"a key {part} (YAML reads on, off, yes and no as true and false: quote the key)"
+        if not known:
+            return f"unknown key: {parent} takes a value and has no keys below it"
+        prefix = f"{parent}." if parent else ""
+        rest = path[len(prefix) + len(part) :]
+        hint = checks.suggest(part, known)
+        if hint:
+            found = hint.removeprefix("; did you mean ").removesuffix("?")
+            hint = f"; did you mean {prefix}{found}{rest}?"
+        else:
+            leaf = path.rsplit(".", 1)[-1]
+            same = [other for other in self.paths() if other.rsplit(".", 1)[-1] == leaf]
+            close = same or [
+                other for other in self.paths() if checks.suggest(leaf, [other.rsplit(".", 1)[-1]], 0.8)
+            ]
+            hint = f"; did you mean {' or '.join(close[:4])}?" if close else ""
+        keys = known if parent else [*self.groups, *(name for name in known if name not in self.groups)]
+        where = f"keys of {parent}" if parent else "keys"
+        return f"unknown key{hint}; {where}: {', '.join(keys)}"
+
+    def words(self, path: str) -> str:
+        """What a key takes, in words."""
+        try:
+            hint, metadata, keys = self.find(path)
+        except KeyError:
+            return "a value"
+        return _type_words(hint, metadata.get("choices"), keys)
+
+    def explain(self, path: str, value: Any, error: BaseException, word: str | None = None) -> str:
+        """Why a value does not fit."""
+        where = str(getattr(error, "full_key", None) or path)
+        if not self.knows(where):
+            lead = word or f"{where}={_shown(value)}"
+            return f"{lead}: {self.unknown(where)}"
+        if where != path and isinstance(value, dict | DictConfig | list | ListConfig):
+            value = _inner(value, where.removeprefix(path).lstrip("."))
+        lead = word or f"{where}={_shown(value)}"
+        subject = "" if lead.lstrip("+").startswith(f"{where}=") else f"{where} "
+        keys = self.find(where)[2]
+        if keys:
+            return f"{lead}: {subject}is a section, not a value; its keys: {', '.join(keys)}"
+        return f"{lead}: {subject}takes {self.words(where)}, not {_shown(value) or 'nothing'}"
+
+
+def _bare(hint: Any) -> Any:
+    """The type without '| None'."""
+    if get_origin(hint) in (Union, UnionType):
+        return next(item for item in get_args(hint) if item is not NoneType)
+    return hint
+
+
+def _type_words(hint: Any, allowed: Iterable[str] | None, keys: Sequence[str]) -> str:
+    bare = _bare(hint)
+    optional = " (or null)" if bare is not hint else ""
+    if keys:
+        return f"a section with the keys {', '.join(keys)}"
+    if allowed:
+        one = "a list of" if get_origin(bare) is list else "one of"
+        return f"{one} {', '.join(allowed)}"
+    if get_origin(bare) is list:
+        inner = {str: "words", int: "whole numbers"}.get(get_args(bare)[0], "values")
+        return f"a list of {inner}, written [a,b]{optional}".replace(
+            "[a,b]", "[0,2]" if inner != "words" else "[a,b]"
+        )
+    if get_origin(bare) is dict:
+        return "a section of keys and values, written {key: value}"
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    return f"{simple.get(bare, 'a value')}{optional}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | ListConfig):
+        return f"[{','.join(_shown(item) for item in value)}]"
+    if isinstance(value, dict | DictConfig):
+        return "{" + ", ".join(f"{key!s}: {_shown(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def _inner(value: Any, path: str) -> Any:
+    for part in path.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list | ListConfig) else value[part]
+        except (KeyError, ValueError, IndexError, TypeError, OmegaConfBaseException):
+            return value
+    return value
+
+
+def _after(word: str) -> str:
+    return word.partition("=")[2]
+
+
+def _spelled(override: Override) -> str:
+    """A choice as Hydra takes it; '' for one that takes nothing (experiment=null)."""
+    word = override.input_line or ""
+    if override.is_delete() or override.value() is None:
+        return ""
+    return word
+
+
+def _paths(override: Override) -> list[str]:
+    """The keys that a word sets: those inside, if it gives a section."""
+
+    def below(prefix: str, value: Any) -> Iterator[str]:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                yield from below(f"{prefix}.{key}", item)
+        else:
+            yield prefix
+
+    return list(below(override.key_or_group, override.value()))
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of all that isn't a section in a loaded file; a structured node counts as one value."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and len(node) > 0:
+        for key, value in node.items_ex(resolve=False):
+            path = f"{prefix}.{key!s}" if prefix else str(key)
+            if isinstance(value, DictConfig) and not _is_typed(value):
+                yield from _leaves(value, path)
+            else:
+                yield path, value
+    elif prefix:
+        yield prefix, node
+
+
+def _is_typed(node: DictConfig) -> bool:
+    kind = OmegaConf.get_type(node)
+    return isinstance(kind, type) and is_dataclass(kind)
+
+
+def _strays(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Keys that a dataclass doesn't have ('+key=1' gets past the schema)."""
+    kind = OmegaConf.get_type(node)
+    known = {item.name for item in fields(kind)} if isinstance(kind, type) and is_dataclass(kind) else None
+    for key, value in node.items_ex(resolve=False):
+        path = f"{prefix}{key!s}"
+        if known is not None and key not in known:
+            yield path
+        elif isinstance(value, DictConfig) and not value._is_none() and not value._is_missing():
+            yield from _strays(value, f"{path}.")
+
+
+def _references(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(path, text) of every ${...}."""
+    if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
+        return
+    keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
+    for key in keys:
+        path = f"{prefix}.{key}" if prefix else str(key)
+        inner = node._get_node(key)
+        if OmegaConf.is_interpolation(node, key):
+            yield path, str(inner._value())  # type: ignore[union-attr]
+        elif isinstance(inner, DictConfig | ListConfig):
+            yield from _references(inner, path)
+
+
+def _reference_words(raw: str, error: BaseException, wanted: str) -> str:
+    text = str(error).splitlines()[0]
+    if "Recursive" in text or isinstance(error, RecursionError):
+        return "the reference leads back to itself"
+    absent = re.search(r"Interpolation key '([^']+)' not found", text)
+    if absent:
+        return f"there is no key '{absent.group(1)}' to refer to"
+    value = re.search(r"Value '(.*)' of type", text)
+    if value:
+        return f"refers to '{value.group(1)}', but takes {wanted}"
+    return f"the reference can't be filled in ({text})"
+
+
+def _same_ending(name: str, allowed: Sequence[str]) -> str:
+    found = [option for option in allowed if option.rsplit("/", 1)[-1] == name.rsplit("/", 1)[-1]]
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _in_short(error: BaseException) -> str:
+    """Hydra's message without its search path and the names of exceptions."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = list(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines))
+    return " ".join(line for line in kept if line) or type(error).__name__
+
+
+def _absent_words(error: MissingConfigException) -> str:
+    """A yaml file names an option that there is not."""
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    allowed = list(error.options or ())
+    listed = f"; allowed: {', '.join(sorted(allowed))}" if allowed else ""
+    return f"there is no {group or 'file'} '{name}'{checks.suggest(name, allowed)}{listed}"
+
+
+def _yaml_words(error: yaml.YAMLError) -> str:
+    mark, text = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    return f"{text} (line {mark.line + 1}, column {mark.column + 1})" if mark else str(text)
+
+
+def _name(words: Sequence[str]) -> str:
+    kept = sorted(
+        word for word in words if re.split(r"[./=]", word.lstrip("~+"), maxsplit=1)[0] not in NOT_IN_NAMES
+    )
+    text = re.sub(r"[^\w=,.+~-]+", "_", ",".join(kept)) or "default"
+    if len(text) <= LONGEST_NAME:
+        return text
+    return f"{text[: LONGEST_NAME - 9]}-{sha256(','.join(kept).encode()).hexdigest()[:8]}"
+
+
+def _distinct(found: list[Job]) -> list[Job]:
+    """Give jobs whose names fell together (they differ in placement, or in a character) their own."""
+    names = [job.name for job in found]
+    result = []
+    for job in found:
+        name = job.name
+        if names.count(name) > 1:
+            name = f"{name}-{sha256(','.join(job.overrides).encode()).hexdigest()[:8]}"
+        result.append(Job(run=job.run, overrides=job.overrides, name=name))
+    return result
+
+
+def _help(composer: _Composer, given: argparse.Namespace) -> str:
+    lines = []
+    for group, default in composer.groups.items():
+        lines.append(f"{group}")
+        described = dict(catalog.entries(group, given.config_dir))
+        width = max((len(name) for name in described), default=0)
+        for name, text in described.items():
+            lines.append(f"  {'*' if name == default else ' '} {name.ljust(width)}  {text}".rstrip())
+    cfg = composer.compose(())
+    texts = cfg.hydra.help
+    page = Template(str(texts.template)).safe_substitute(
+        APP_CONFIG_GROUPS="\n".join(f"  {line}" for line in lines)
+    )
+    return page.strip("\n")
+
+
+def _ask_hydra(given: argparse.Namespace) -> None:
+    """--info, --hydra-help and --cfg hydra|all: Hydra's own answers."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
+
+    search_path = _Composer(given.config_dir).loader.config_search_path
+    hydra = Hydra.create_main_hydra2(task_name=CONFIG_NAME, config_search_path=search_path)
+    try:
+        if given.hydra_help:
+            hydra.hydra_help(config_name=CONFIG_NAME, args_parser=get_args_parser(), args=given)
+        elif given.cfg:
+            hydra.show_cfg(
+                config_name=CONFIG_NAME,
+                overrides=given.overrides,
+                cfg_type=given.cfg,
+                package=given.package,
+                resolve=given.resolve,
+            )
+        else:
+            hydra.show_info(given.info, config_name=CONFIG_NAME, overrides=given.overrides)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _launch_elsewhere(given: argparse.Namespace, composition: Composition, task: _Task) -> list[int]:
+    """Hand the jobs to a launcher plugin."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.core.utils import JobStatus
+    from hydra.types import HydraContext, RunMode
+
+    search_path = _Composer(given.config_dir).loader.config_search_path
+    hydra = Hydra.create_main_hydra2(task_name=CONFIG_NAME, config_search_path=search_path)
+    own = [word for word in given.overrides if word.startswith("hydra")]
+    try:
+        cfg = hydra.compose_config(
+            config_name=CONFIG_NAME, overrides=[*own, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN
+        )
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task, config=cfg
+        )
+        jobs = [[word for word in job.overrides if word not in own] for job in composition.jobs]
+        returns = launcher.launch(jobs, initial_job_idx=0)
+    finally:
+        GlobalHydra.instance().clear()
+    codes = []
+    for result in returns:
+        if result.status == JobStatus.COMPLETED:
+            codes.append(int(result.return_value))
+        else:
+            print(f"error: a job failed: {result._return_value}", file=sys.stderr)
+            codes.append(1)
+    return codes

@@ -1,0 +1,276 @@
+"""Walk a graph against a store: re-use what is there, run what is not, wait for what another process runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from kdlab import provenance
+from kdlab.artifacts import Artifact, Store, disk_errors
+from kdlab.config import Hardware
+from kdlab.context import Context
+from kdlab.errors import HubError
+from kdlab.graph import Graph, Stage
+
+State = Literal["cached", "run", "resume", "idle"]
+
+
+class Screen(Protocol):
+    """What the runner tells the user; `engine.progress.Display` is one."""
+
+    def stage_started(self, label: str, why: str = "") -> None: ...
+
+    def stage_hit(self, label: str, age: float, note: str = "") -> None: ...
+
+    def stage_waiting(self, label: str) -> None: ...
+
+    def stage_done(self, label: str, seconds: float) -> None: ...
+
+    def update(self, point: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What a walk left: the artifact of every stage that was needed, and which of them ran now."""
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)  # by fingerprint
+    ran: list[str] = field(default_factory=list)  # labels
+    seconds: float = 0.0
+
+
+def states(graph: Graph, store: Store, fresh: list[str]) -> dict[str, State]:
+    """For each stage by fingerprint: cached, to run, to resume, or idle (nothing that runs needs it)."""
+    again = graph.dependents(fresh)
+    targets = {stage.fingerprint for stage in graph.targets.values()}
+    needed = set(targets)
+    found: dict[str, State] = {}
+    for stage in reversed(graph.stages):
+        name = stage.fingerprint
+        if stage.pinned and name not in again and store.find(stage.artifact) is not None:
+            found[name] = "cached"
+        elif name not in needed:
+            found[name] = "idle"
+        else:
+            interrupted = stage.pinned and any(store.building(stage.artifact).glob("work/*"))
+            found[name] = "resume" if interrupted else "run"
+            needed |= {need.fingerprint for need in stage.needs()}
+    return found
+
+
+def run(
+    graph: Graph,
+    store: Store,
+    *,
+    hardware: Hardware,
+    fresh: list[str],
+    screen: Screen,
+    track: Callable[[Stage, Mapping[str, Any]], None],
+    finished: Callable[[Stage, Artifact], None],
+) -> Outcome:
+    """Run what the graph's targets need. `finished` is called after each stage, cached ones included, in order."""
+    for stage in graph:
+        if not stage.pinned:
+            raise HubError(
+                f"stage '{stage.label}' needs a model or data set whose commit could not be looked up",
+                where=os.environ.get("HF_ENDPOINT", "https://huggingface.co"),
+                fix="connect to the Hub once, or give local folders (model.teacher.id=FOLDER, task.source.path=FILE); "
+                "`kdlab doctor` tells what is reachable",
+            )
+    started = time.monotonic()
+    outcome = Outcome()
+    plan = _agreed(states(graph, store, fresh))
+    again = graph.dependents(fresh)
+    for stage in graph:
+        if plan[stage.fingerprint] == "idle":
+            continue
+        artifact = None if stage.fingerprint in again else store.find(stage.artifact)
+        if _first() and artifact is not None and plan[stage.fingerprint] == "cached":
+            screen.stage_hit(stage.label, _age(artifact), other_code(artifact))
+        if plan[stage.fingerprint] != "cached":
+            artifact, ran = _obtain(stage, store, graph, hardware, screen, track, again=stage.fingerprint in again)
+            if ran:
+                outcome.ran.append(stage.label)
+        assert artifact is not None
+        outcome.artifacts[stage.fingerprint] = artifact
+        finished(stage, artifact)
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _obtain(
+    stage: Stage,
+    store: Store,
+    graph: Graph,
+    hardware: Hardware,
+    screen: Screen,
+    track: Callable[[Stage, Mapping[str, Any]], None],
+    *,
+    again: bool,
+) -> tuple[Artifact, bool]:
+    """Build the artifact, or take it from the process that was faster. Second value: whether it was built here."""
+    if not _first():
+        _follow(stage, store, hardware)
+        artifact = store.find(stage.artifact)
+        assert artifact is not None
+        return artifact, True
+    with store.locked(stage.artifact, waiting=lambda: screen.stage_waiting(stage.label)):
+        artifact = None if again else store.find(stage.artifact)
+        if artifact is not None:
+            _tell(HIT)
+            screen.stage_hit(stage.label, _age(artifact), other_code(artifact))
+            return artifact, False
+        _tell(RUN)
+        try:
+            artifact = _build(stage, store, graph, hardware, screen, track)
+        except BaseException:
+            _tell(FAILED, alone=not stage.parallel)
+            raise
+        _tell(RUN)
+        return artifact, True
+
+
+def _build(
+    stage: Stage,
+    store: Store,
+    graph: Graph,
+    hardware: Hardware,
+    screen: Screen,
+    track: Callable[[Stage, Mapping[str, Any]], None],
+) -> Artifact:
+    out = store.begin(stage.artifact)
+    continues = any((out / "work").iterdir())
+    if not continues:
+        _empty(out)
+    needed_by = ", ".join(graph.needed_by(stage)) or "result"
+    screen.stage_started(stage.label, f"needed by {needed_by}" + (", continues" if continues else ""))
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        screen.note(f"warning: {text}")
+
+    context = Context(
+        out=out,
+        stage=stage.label,
+        hardware=hardware,
+        track=lambda point: track(stage, point),
+        show=screen.update,
+        note=screen.note,
+        warn=warn,
+    )
+    started = time.monotonic()
+    with disk_errors(f"stage '{stage.label}'", out):
+        _call(stage, store, context)
+        seconds = time.monotonic() - started
+        if stage.work.parameters is not None and "trained_tokens" in context.facts:
+            flops = 2 * stage.work.cost * stage.work.parameters * context.facts["trained_tokens"]
+            context.facts["trained_flops"] = round(flops)
+        artifact = store.publish(
+            stage.artifact,
+            {
+                "label": stage.label,
+                "function": stage.function,
+                "version": stage.version,
+                "fingerprint": stage.fingerprint,
+                "values": dict(stage.values),
+                "inputs": {name: other.artifact for name, other in stage.inputs.items()},
+                "facts": context.facts,
+                "warnings": warnings,
+                "made": {
+                    "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    "seconds": round(seconds, 3),
+                    "continued": continues,
+                    "peak_memory_mb": _peak_memory_mb(),
+                    "versions": provenance.versions(),
+                    "git": provenance.git(),
+                    "hardware": {"device": hardware.device, "threads": hardware.threads, "cores": os.cpu_count()},
+                },
+            },
+        )
+    screen.stage_done(stage.label, seconds)
+    return artifact
+
+
+def _call(stage: Stage, store: Store, context: Context) -> None:
+    module, _, name = stage.function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    inputs = {name: store.path(other.artifact) for name, other in stage.inputs.items()}
+    function(context, **stage.arguments(), **inputs)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an attempt without a checkpoint left."""
+    for path in folder.iterdir():
+        if path.name != "work":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+# Distributed jobs: the first process decides and publishes, the others follow. -----------------------------------
+
+HIT, RUN, FAILED = 0, 1, 2
+
+
+def _agreed(found: dict[str, State]) -> dict[str, State]:
+    """The first process's view, in every process: others may have looked at the store a moment later."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return found
+    from kdlab.engine import device
+
+    words = get_args(State)
+    return {name: words[device.share(words.index(state))] for name, state in found.items()}
+
+
+def _first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell(word: int, *, alone: bool = True) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1" and alone:
+        from kdlab.engine import device
+
+        device.share(word)
+
+
+def _hear() -> int:
+    from kdlab.engine import device
+
+    return device.share(HIT)
+
+
+def _follow(stage: Stage, store: Store, hardware: Hardware) -> None:
+    """What a process other than the first does while the first obtains the stage."""
+    if _hear() == HIT:
+        return
+    if stage.parallel:
+        out = store.building(stage.artifact)
+        _call(stage, store, Context(out=out, stage=stage.label, hardware=hardware))
+    if _hear() == FAILED:
+        sys.exit(2)
+
+
+def _age(artifact: Artifact) -> float:
+    """Seconds since the artifact was made."""
+    made = datetime.fromisoformat(artifact.manifest["made"]["at"])
+    return max(0.0, (datetime.now(timezone.utc) - made).total_seconds())
+
+
+def _peak_memory_mb() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+
+
+def other_code(artifact: Artifact) -> str:
+    """A mark for what another version of kdlab made, else nothing."""
+    made = artifact.manifest["made"]["versions"]["kdlab"]
+    return "" if made == provenance.code() else f"by other code: kdlab {made}"
