@@ -53,6 +53,7 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
             122: "raise the quota, or point `store=` and `outputs=` elsewhere; finished work is kept",
             30: "the file system is read-only: point `store=` and `outputs=` at a place that can be written",
             13: "make the folder writable, or point `store=` and `outputs=` elsewhere",
+            20: "a file is in the way: point `store=` and `outputs=` at folders",
         }
         if error.errno not in fixes:
             raise
@@ -101,7 +102,7 @@ class Store:
         manifest = self.path(name) / MANIFEST
         try:
             content = json.loads(manifest.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, OSError) as error:
             raise StoreError(
@@ -140,24 +141,30 @@ class Store:
         folder = self.building(name)
         with disk_errors("creating the store", folder):
             (folder / "work").mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("*.tmp"):  # by `write_json` in a process that was killed
+                left.unlink()
         return folder
 
     def publish(self, name: str, manifest: Mapping[str, Any]) -> Artifact:
         """Seal what was built and make it findable under its name; replaces an older artifact of that name."""
         folder, final = self.building(name), self.path(name)
+        work = self.root / "building" / f"{name}.done-{os.getpid()}"
         with disk_errors(f"publishing {name}", folder):
-            shutil.rmtree(folder / "work", ignore_errors=True)
             (folder / MANIFEST).unlink(missing_ok=True)
             files = {}
             for path in files_below(folder):
+                if folder / "work" in path.parents:
+                    continue
                 files[path.relative_to(folder).as_posix()] = {
                     "sha256": checksum(path),
                     "bytes": path.stat().st_size,
                 }
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
-                path.chmod(0o444)
             write_json(folder / MANIFEST, {**manifest, "format": FORMAT, "files": files})
+            # Checkpoints stay until all else is done, and leave in one piece: a half removed one must not be found.
+            if (folder / "work").exists():
+                os.rename(folder / "work", work)
             if final.exists():
                 old = self.root / "building" / f"{name}.replaced-{os.getpid()}"
                 os.rename(final, old)
@@ -165,6 +172,9 @@ class Store:
                 shutil.rmtree(old)
             else:
                 os.rename(folder, final)
+            shutil.rmtree(work, ignore_errors=True)
+            for file_name in files:
+                (final / file_name).chmod(0o444)
         found = self.find(name)
         assert found is not None
         return found

@@ -116,16 +116,14 @@ def warnings(run: Run) -> list[str]:
     if not isinstance(method, Distillation):
         return found
     if "layers" in method.stages and method.layers.consistency.weight > 0:
-        for view in method.layers.consistency.on:
+        for view in method.layers.consistency.terms:
             if view not in method.layers.relations:
                 found.append(
-                    f"method.layers.consistency.on has '{view}', which method.layers.relations has not: "
+                    f"method.layers.consistency.terms has '{view}', which method.layers.relations has not: "
                     "this term contributes exactly nothing"
                 )
     if "logits" in method.stages and method.logits.alpha == 1:
-        found.append(
-            "method.logits.alpha=1 leaves the teacher's logits no weight: the stage is plain fine-tuning"
-        )
+        found.append("method.logits.alpha=1 leaves the teacher's logits no weight: the stage is plain fine-tuning")
     return found
 
 
@@ -165,15 +163,15 @@ def _no_effect(run: Run, path: str, given: Sequence[str]) -> str | None:
     if not isinstance(method, Distillation):
         return None
     lacks = {
-        stage: f"method={method.name} (it has no stage '{stage}')"
-        for stage in TRAINED
-        if stage not in method.stages
+        stage: f"method={method.name} (it has no stage '{stage}')" for stage in TRAINED if stage not in method.stages
     }
     if parts[0] == "method" and len(parts) > 1:
         if parts[1] in lacks:
             return lacks[parts[1]]
-        if parts[1] == "weak_teacher" and "teacher" in lacks:
+        if parts[1] in ("weak_teacher", "teacher_seed") and "teacher" in lacks:
             return lacks["teacher"]
+        if parts[1] == "layers" and parts[-1] in ("eval_steps", "patience"):
+            return "the stage 'layers' (it is not evaluated)"
         if parts[-1] == "patience" and run.select_on == "last":
             return "select_on=last (no score can stop a stage early)"
         return _no_effect_of_term(run, method, path)
@@ -311,11 +309,7 @@ def _model(run: Run) -> Iterator[str]:
         yield "model.tokenizer=pretrained: no model has an id; give one, or model.tokenizer=words"
     if model.tokenizer == "words":
         for path, encoder in (("model.teacher", teacher), ("model.student", student)):
-            if (
-                encoder.init == "pretrained"
-                and (path != "model.teacher" or "teacher" in stages)
-                and wants_student
-            ):
+            if encoder.init == "pretrained" and (path != "model.teacher" or "teacher" in stages) and wants_student:
                 yield (
                     f"model.tokenizer=words: {path}.init=pretrained knows only its own tokenizer; "
                     "take model.tokenizer=pretrained, or models from scratch (init=random)"
@@ -362,8 +356,8 @@ def _distillation(run: Run, method: Distillation) -> Iterator[str]:
                 f"method.layers.consistency.weight={layers.consistency.weight}: needs mixed inputs; "
                 "set method.layers.mixup=1.0, or the weight to 0"
             )
-        if layers.consistency.weight > 0 and not layers.consistency.on:
-            yield "method.layers.consistency.on=[]: nothing to hold consistent; allowed: attention, hidden"
+        if layers.consistency.weight > 0 and not layers.consistency.terms:
+            yield "method.layers.consistency.terms=[]: nothing to hold consistent; allowed: attention, hidden"
     known = labels(run)
     for name in run.fresh:
         if name not in known:

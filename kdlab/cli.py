@@ -98,10 +98,10 @@ def train(words: list[str]) -> int:
     composition = compose.jobs(words)
     warn_of(composition)
     if not composition.multirun:
-        return compose.launch(words, train_one)[0]
+        return compose.launch(words, train_one, composition)[0]
     sweep = sweep_folder(composition)
     names = {tuple(job.overrides): job.name for job in composition.jobs}
-    codes = compose.launch(words, partial(train_job, sweep=sweep, names=names))
+    codes = compose.launch(words, partial(train_job, sweep=sweep, names=names), composition)
     return report_sweep(composition, sweep, codes)
 
 
@@ -298,7 +298,7 @@ def show_plan(words: list[str]) -> int:
 
     from kdlab import compose
     from kdlab.artifacts import Store
-    from kdlab.graph import Graph
+    from kdlab.graph import Graph, Stage
     from kdlab.methods import plan
     from kdlab.report.graph import plan_table
 
@@ -306,7 +306,7 @@ def show_plan(words: list[str]) -> int:
         return 0
     composition = compose.jobs(words)
     warn_of(composition)
-    targets = {}
+    targets: dict[str, Stage] = {}
     for job in composition.jobs:
         graph = plan(job.run, pins())
         targets |= {f"{job.name}/{name}": stage for name, stage in graph.targets.items()}

@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -36,7 +37,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kdlab import catalog, checks, config
@@ -108,13 +110,13 @@ def launch(
     """
     composition = composition or jobs(argv)
     given = _parse(argv)
-    task = _Task(function)
+    task = _Task(function, composition.jobs)
     launcher = [word for word in given.overrides if word.startswith("hydra/launcher=")]
     if not launcher or launcher[-1] == "hydra/launcher=basic":
-        return [task.call(job.run, job.overrides) for job in composition.jobs]
+        return [task.call(job) for job in composition.jobs]
     if not composition.multirun:
         raise ConfigError([f"{launcher[-1]}: launches the jobs of a sweep; add -m"])
-    return _launch_elsewhere(given, composition, task)
+    return _launch_elsewhere(given, task)
 
 
 def hydra_passthrough(argv: Sequence[str]) -> bool:
@@ -154,21 +156,22 @@ def register() -> None:
 
 
 class _Task:
-    """What a launcher calls for each job; picklable."""
+    """What a launcher calls for each job, wherever it takes it; picklable."""
 
-    def __init__(self, function: Callable[[config.Run, list[str]], int]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[[config.Run, list[str]], int], found: list[Job]) -> None:
+        self.function, self.jobs = function, found
 
-    def __call__(self, cfg: DictConfig) -> int:
+    def __call__(self, _: DictConfig) -> int:
         from hydra.core.hydra_config import HydraConfig
 
-        run = cast(config.Run, OmegaConf.to_object(cfg))
-        return self.call(run, list(HydraConfig.get().overrides.task))
+        return self.call(self.jobs[HydraConfig.get().job.num])
 
-    def call(self, run: config.Run, overrides: list[str]) -> int:
+    def call(self, job: Job) -> int:
         try:
-            return self.function(run, overrides)
+            return self.function(job.run, job.overrides)
         except KdlabError as error:
+            if os.environ.get("KDLAB_DEBUG"):
+                traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
             return 2
         except Exception:
@@ -205,6 +208,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(problems)
     given.overrides = overrides
     return given
+
+
+class _Copies(CachingConfigRepository):
+    """Files read once, handed out as copies: Hydra's merging changes what it is given."""
+
+    def __init__(self, files: CachingConfigRepository) -> None:
+        self.delegate = files
+        self.cache = {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        loaded = self.delegate.load_config(config_path)
+        return replace(loaded, config=copy.deepcopy(loaded.config)) if loaded is not None else None
 
 
 class _Sources:
@@ -249,9 +264,7 @@ class _Composer:
         self.count = 0  # of problems, repeated ones too
         self.parsed: dict[str, Override | None] = {}
         self.bare: dict[tuple[str, ...], DictConfig] = {}
-        self.damaged: dict[
-            tuple[str, ...], DictConfig
-        ] = {}  # choices whose yaml files have problems of their own
+        self.damaged: dict[tuple[str, ...], DictConfig] = {}  # choices whose yaml files have problems of their own
 
     def problem(self, text: str) -> None:
         self.count += 1
@@ -311,11 +324,11 @@ class _Composer:
     def sweep_of_presets(self, parsed: Sequence[Override]) -> list[Override]:
         """hydra.sweeper.params of the chosen experiment, but for keys that the command line gives."""
         plain = tuple(
-            one.input_line or ""
+            _spelled(one)
             for one in parsed
             if not one.is_sweep_override() and self.is_group(one) and not self.wrong_option(one)
         )
-        params = OmegaConf.select(self.compose(plain), "hydra.sweeper.params") or {}
+        params = OmegaConf.select(self.compose(tuple(filter(None, plain))), "hydra.sweeper.params") or {}
         keys = {one.get_key_element() for one in parsed}
         found = (self.read(f"{key}={value}") for key, value in params.items() if key not in keys)
         return [one for one in found if one is not None]
@@ -329,9 +342,7 @@ class _Composer:
         if not override.is_discrete_sweep():
             self.problem(f"{word}: this kind of sweep is not supported; list the values: {key}=1,2,3")
         elif not multirun:
-            self.problem(
-                f"{word}: several values make a sweep: add -m; a list is written {key}=[{_after(word)}]"
-            )
+            self.problem(f"{word}: several values make a sweep: add -m; a list is written {key}=[{_after(word)}]")
         elif override.is_hydra_override():
             self.problem(f"{word}: hydra's own settings can't be swept")
         else:
@@ -411,11 +422,7 @@ class _Composer:
         if override.package is not None:
             return f"{word}: a group has no place of its own here; write {group}=OPTION"
         if override.is_delete():
-            return (
-                None
-                if group == "experiment"
-                else f"{word}: a run needs its {group}; choose with {group}=OPTION"
-            )
+            return None if group == "experiment" else f"{word}: a run needs its {group}; choose with {group}=OPTION"
         if group not in self.groups and top in self.groups:
             return f"{word}: did you mean {top}={group[len(top) + 1 :]}/{value}?"
         if group == "schema":
@@ -435,9 +442,7 @@ class _Composer:
         if name in allowed:
             return None
         close = checks.suggest(name, allowed) or _same_ending(name, allowed)
-        elsewhere = next(
-            (other for other in self.groups if other != group and name in self.options(other)), None
-        )
+        elsewhere = next((other for other in self.groups if other != group and name in self.options(other)), None)
         if elsewhere:
             close = f"; did you mean {elsewhere}={name}?"
         return f"{word}: unknown option{close}; allowed: {', '.join(allowed)}"
@@ -471,10 +476,7 @@ class _Composer:
             defaults = self.defaults(overrides)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, AssertionError):
             defaults = self.defaults_without_culprits(overrides)
-        try:
-            cfg = self.loader._compose_config_from_defaults_list(defaults.defaults, self.repo)
-        except (HydraException, OmegaConfBaseException, ValueError):
-            cfg = self.merge_piecewise(defaults)
+        cfg = self.merge(defaults)
         OmegaConf.set_struct(cfg, True)
         return cfg
 
@@ -510,20 +512,19 @@ class _Composer:
     def file(self, override: Override) -> str:
         return f"{override.key_or_group}/{override.value()}.yaml"
 
-    def merge_piecewise(self, defaults: DefaultsList) -> DictConfig:
-        """Merge value by value where a whole file doesn't fit, so that every wrong value of it is found."""
+    def merge(self, defaults: DefaultsList) -> DictConfig:
+        """Merge the files in order; one that doesn't fit value by value, so that every wrong one is found."""
         cfg = OmegaConf.create()
         for default in defaults.defaults:
             file = f"{default.config_path}.yaml"
             try:
-                loaded = self.loader._load_single_config(default, self.repo).config
+                loaded = self.loader._load_single_config(default, _Copies(self.repo)).config
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 self.problem(f"{file}: {_in_short(error)}")
                 continue
-            trial = copy.deepcopy(cfg)
             try:
-                trial.merge_with(loaded)
-                cfg = trial
+                with flag_override(cfg, "no_deepcopy_set_nodes", True):
+                    cfg.merge_with(loaded)
                 continue
             except (OmegaConfBaseException, ValueError):
                 schema = _Schema(cfg, tuple(self.groups))
@@ -536,8 +537,6 @@ class _Composer:
                     OmegaConf.update(cfg, path, value, merge=True)
                 except (OmegaConfBaseException, ValueError) as error:
                     self.problem(f"{file}: {schema.explain(path, value, error)}")
-        with open_dict(cfg):
-            cfg.pop("defaults", None)
         return cfg
 
     # values
@@ -552,9 +551,7 @@ class _Composer:
             )
             return False
         if override.is_delete() and schema.knows(path):
-            self.problem(
-                f"{word}: {path} is part of every run and can't be taken away; set it to another value"
-            )
+            self.problem(f"{word}: {path} is part of every run and can't be taken away; set it to another value")
             return False
         if not schema.knows(path):
             self.problem(f"{word}: {schema.unknown(path)}")
@@ -699,9 +696,7 @@ class _Schema:
         else:
             leaf = path.rsplit(".", 1)[-1]
             same = [other for other in self.paths() if other.rsplit(".", 1)[-1] == leaf]
-            close = same or [
-                other for other in self.paths() if checks.suggest(leaf, [other.rsplit(".", 1)[-1]], 0.8)
-            ]
+            close = same or [other for other in self.paths() if checks.suggest(leaf, [other.rsplit(".", 1)[-1]], 0.8)]
             hint = f"; did you mean {' or '.join(close[:4])}?" if close else ""
         keys = known if parent else [*self.groups, *(name for name in known if name not in self.groups)]
         where = f"keys of {parent}" if parent else "keys"
@@ -748,9 +743,7 @@ def _type_words(hint: Any, allowed: Iterable[str] | None, keys: Sequence[str]) -
         return f"{one} {', '.join(allowed)}"
     if get_origin(bare) is list:
         inner = {str: "words", int: "whole numbers"}.get(get_args(bare)[0], "values")
-        return f"a list of {inner}, written [a,b]{optional}".replace(
-            "[a,b]", "[0,2]" if inner != "words" else "[a,b]"
-        )
+        return f"a list of {inner}, written [a,b]{optional}".replace("[a,b]", "[0,2]" if inner != "words" else "[a,b]")
     if get_origin(bare) is dict:
         return "a section of keys and values, written {key: value}"
     simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
@@ -886,9 +879,7 @@ def _yaml_words(error: yaml.YAMLError) -> str:
 
 
 def _name(words: Sequence[str]) -> str:
-    kept = sorted(
-        word for word in words if re.split(r"[./=]", word.lstrip("~+"), maxsplit=1)[0] not in NOT_IN_NAMES
-    )
+    kept = sorted(word for word in words if re.split(r"[./=]", word.lstrip("~+"), maxsplit=1)[0] not in NOT_IN_NAMES)
     text = re.sub(r"[^\w=,.+~-]+", "_", ",".join(kept)) or "default"
     if len(text) <= LONGEST_NAME:
         return text
@@ -909,17 +900,16 @@ def _distinct(found: list[Job]) -> list[Job]:
 
 def _help(composer: _Composer, given: argparse.Namespace) -> str:
     lines = []
-    for group, default in composer.groups.items():
-        lines.append(f"{group}")
+    chosen = composer.defaults([]).overrides.known_choices
+    for group in composer.groups:
+        lines.append(group)
         described = dict(catalog.entries(group, given.config_dir))
         width = max((len(name) for name in described), default=0)
         for name, text in described.items():
-            lines.append(f"  {'*' if name == default else ' '} {name.ljust(width)}  {text}".rstrip())
+            lines.append(f"  {'*' if name == chosen.get(group) else ' '} {name.ljust(width)}  {text}".rstrip())
     cfg = composer.compose(())
     texts = cfg.hydra.help
-    page = Template(str(texts.template)).safe_substitute(
-        APP_CONFIG_GROUPS="\n".join(f"  {line}" for line in lines)
-    )
+    page = Template(str(texts.template)).safe_substitute(APP_CONFIG_GROUPS="\n".join(f"  {line}" for line in lines))
     return page.strip("\n")
 
 
@@ -948,7 +938,7 @@ def _ask_hydra(given: argparse.Namespace) -> None:
         GlobalHydra.instance().clear()
 
 
-def _launch_elsewhere(given: argparse.Namespace, composition: Composition, task: _Task) -> list[int]:
+def _launch_elsewhere(given: argparse.Namespace, task: _Task) -> list[int]:
     """Hand the jobs to a launcher plugin."""
     from hydra._internal.callbacks import Callbacks
     from hydra._internal.hydra import Hydra
@@ -965,11 +955,8 @@ def _launch_elsewhere(given: argparse.Namespace, composition: Composition, task:
             config_name=CONFIG_NAME, overrides=[*own, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN
         )
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=task, config=cfg
-        )
-        jobs = [[word for word in job.overrides if word not in own] for job in composition.jobs]
-        returns = launcher.launch(jobs, initial_job_idx=0)
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+        returns = launcher.launch([[] for _ in task.jobs], initial_job_idx=0)  # the task brings what was composed
     finally:
         GlobalHydra.instance().clear()
     codes = []

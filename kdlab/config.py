@@ -133,7 +133,7 @@ class Consistency:
 
     weight: float = 0.0
     ramp: str = choice("linear", "linear", "constant")  # linear: weight * epoch / epochs, epoch counted from 0
-    on: list[str] = choices(["attention", "hidden"], "attention", "hidden")
+    terms: list[str] = choices(["attention", "hidden"], "attention", "hidden")
     target: str = choice("student", "student", "ema")  # whose clean view: the student itself or its moving average
     decay: float = 0.999  # of the moving average
 

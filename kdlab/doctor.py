@@ -89,9 +89,7 @@ def _torch() -> Iterator[Check]:
     try:
         import torch
     except Exception as problem:
-        yield Check(
-            "torch", "problem", f"can't be imported: {problem}", "pip install --force-reinstall torch"
-        )
+        yield Check("torch", "problem", f"can't be imported: {problem}", "pip install --force-reinstall torch")
         return
     yield Check("torch", "ok", torch.__version__)
     yield _device()
@@ -140,14 +138,10 @@ def _bf16() -> Check:
 
     if torch.cuda.is_available():
         good = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Check(
-            "bf16", "ok", "the GPU computes in bf16" if good else "not on this GPU: precision=fp16 is quicker"
-        )
+        return Check("bf16", "ok", "the GPU computes in bf16" if good else "not on this GPU: precision=fp16 is quicker")
     found = [flag for flag in BF16_FLAGS if flag in cpu_flags(Path("/proc/cpuinfo"))]
     if found:
-        return Check(
-            "bf16", "ok", f"the CPU computes in bf16 ({', '.join(found)}): precision=bf16 is quicker"
-        )
+        return Check("bf16", "ok", f"the CPU computes in bf16 ({', '.join(found)}): precision=bf16 is quicker")
     return Check("bf16", "ok", "not seen in this CPU: keep precision=fp32, the default")
 
 
@@ -223,9 +217,7 @@ def _hub(run_offline: bool) -> Check:
             pass
     except urllib.error.HTTPError as answer:
         if answer.code >= 500:
-            return Check(
-                "hub", "warn", f"{endpoint} answers {answer.code} {answer.reason}", "try again later"
-            )
+            return Check("hub", "warn", f"{endpoint} answers {answer.code} {answer.reason}", "try again later")
     except OSError as problem:
         detail = f"{endpoint} can't be reached: {getattr(problem, 'reason', problem)}"
         fix = "check the network and its proxy, or set HF_ENDPOINT to a mirror; what is cached or local works"

@@ -50,7 +50,9 @@ class Stage:
     label: str  # what the user sees and `fresh` names: "teacher"
     values: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Stage] = field(default_factory=dict)
-    places: Mapping[str, str] = field(default_factory=dict)  # paths of local things, by the value that names their content
+    places: Mapping[str, str] = field(
+        default_factory=dict
+    )  # paths of local things, by the value that names their content
     after: tuple[Stage, ...] = ()  # must have passed before this one starts; not part of the identity
     version: int = 1  # raised when the function's result changes for the same values
     parallel: bool = False  # run by all processes of a distributed job, not only the first
@@ -113,9 +115,7 @@ class Graph:
     def needed_by(self, stage: Stage) -> list[str]:
         """Labels of the stages that use this one."""
         return [
-            other.label
-            for other in self.stages
-            if any(need.fingerprint == stage.fingerprint for need in other.needs())
+            other.label for other in self.stages if any(need.fingerprint == stage.fingerprint for need in other.needs())
         ]
 
     def dependents(self, labels: Iterable[str]) -> set[str]:

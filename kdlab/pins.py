@@ -134,10 +134,13 @@ def _commit(kind: Kind, name: str, revision: str) -> tuple[str | None, str | Non
             fix="check the spelling; for a local folder give its path; for a private one set HF_TOKEN",
         ) from error
     except RevisionNotFoundError as error:
-        raise HubError(f"{where} has no revision '{revision}'", where=endpoint(), fix="give a branch, tag or commit") from error
+        raise HubError(
+            f"{where} has no revision '{revision}'", where=endpoint(), fix="give a branch, tag or commit"
+        ) from error
     except HFValidationError as error:
         raise HubError(
-            f"'{name}' is neither a folder here nor a possible Hub id", fix="give owner/name, or an existing folder"
+            f"'{name}' is neither a folder here nor a possible Hub id",
+            fix="give owner/name, or an existing folder",
         ) from error
     except Exception as error:
         cached = _cached_commit(kind, name, revision)
@@ -173,9 +176,13 @@ def _read_config(file: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{name} has no config.json", where=str(file.parent), fix="give a transformers model folder") from error
+        raise ModelError(
+            f"{name} has no config.json", where=str(file.parent), fix="give a transformers model folder"
+        ) from error
     except ValueError as error:
-        raise ModelError(f"config.json of {name} is not JSON: {error}", where=str(file), fix="fetch the model again") from error
+        raise ModelError(
+            f"config.json of {name} is not JSON: {error}", where=str(file), fix="fetch the model again"
+        ) from error
     if not isinstance(content, dict):
         raise ModelError(f"config.json of {name} is not a JSON object", where=str(file), fix="fetch the model again")
     return content

@@ -194,7 +194,11 @@ def _build(
                     "peak_memory_mb": _peak_memory_mb(),
                     "versions": provenance.versions(),
                     "git": provenance.git(),
-                    "hardware": {"device": hardware.device, "threads": hardware.threads, "cores": os.cpu_count()},
+                    "hardware": {
+                        "device": hardware.device,
+                        "threads": hardware.threads,
+                        "cores": os.cpu_count(),
+                    },
                 },
             },
         )

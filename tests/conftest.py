@@ -8,9 +8,12 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from lab import Lab
 
 HOME = Path(tempfile.mkdtemp(prefix="kdlab-tests-"))
 
@@ -87,3 +90,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """One store for all tests that run the command line in this process."""
+    from lab import Lab
+
+    return Lab(tmp_path_factory.mktemp("lab"))

@@ -98,8 +98,7 @@ def test_batches_are_dealt_anew_each_epoch() -> None:
 def test_every_row_once_an_epoch(world: int, micro_batch: int, drop_last: bool) -> None:
     rows = split_of(skewed(101))
     ranks = [
-        batches(rows, world=world, rank=rank, micro_batch=micro_batch, drop_last=drop_last)
-        for rank in range(world)
+        batches(rows, world=world, rank=rank, micro_batch=micro_batch, drop_last=drop_last) for rank in range(world)
     ]
     epochs = [list(rank.epoch(3)) for rank in ranks]
     assert {len(epoch) for epoch in epochs} == {len(ranks[0])} == {12 if drop_last else 13}
@@ -114,9 +113,7 @@ def test_every_row_once_an_epoch(world: int, micro_batch: int, drop_last: bool) 
 
 def test_phantoms() -> None:
     rows = split_of([4, 4, 4, 4])
-    steps = [
-        next(batches(rows, world=3, rank=rank, micro_batch=1, batch_size=4).epoch(0)) for rank in range(3)
-    ]
+    steps = [next(batches(rows, world=3, rank=rank, micro_batch=1, batch_size=4).epoch(0)) for rank in range(3)]
     assert [[part["real"] for part in step] for step in steps] == [[True, True], [True, False], [True, False]]
     phantom = steps[2][1]
     assert phantom["index"].tolist() == steps[0][0]["index"].tolist()
@@ -127,9 +124,7 @@ def test_phantoms() -> None:
 def test_drop_last_skips_other_rows_each_epoch() -> None:
     rows = split_of(np.arange(1, 20))
     loader = batches(rows, drop_last=True)
-    skipped = [
-        set(range(19)) - {row for batch in loader.order(epoch) for row in batch} for epoch in range(60)
-    ]
+    skipped = [set(range(19)) - {row for batch in loader.order(epoch) for row in batch} for epoch in range(60)]
     assert {len(rest) for rest in skipped} == {3}
     assert set().union(*skipped) == set(range(19)), "the longest rows must not be skipped always"
     with pytest.raises(DataError, match="drop_last"):

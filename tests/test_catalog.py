@@ -40,9 +40,7 @@ def test_hydras_own_group_names_work_too() -> None:
 
 def test_a_folder_of_the_user_adds_entries(tmp_path: Path) -> None:
     (tmp_path / "task" / "mine").mkdir(parents=True)
-    (tmp_path / "task" / "mine" / "reviews.yaml").write_text(
-        "# @package task\n#\n# My reviews\nname: x\n", "utf-8"
-    )
+    (tmp_path / "task" / "mine" / "reviews.yaml").write_text("# @package task\n#\n# My reviews\nname: x\n", "utf-8")
     (tmp_path / "task" / "bare.yaml").write_text("name: x\n", "utf-8")
     entries = dict(catalog.entries("tasks", tmp_path))
     assert entries["mine/reviews"] == "My reviews"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -275,22 +275,19 @@ def test_presets_that_contribute_warn_of_nothing() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_yaml_composes_with_every_method(name: str) -> None:
-    lines = [""]
-    for group in ("task", "model", "hardware", "tracking", "experiment", "debug"):
-        lines += [f"{group}={option}" for option, _ in catalog.entries(group)]
-    for line in lines:
-        for job in compose.jobs([f"method={name}", *line.split()]).jobs:
+    groups = ("task", "model", "hardware", "tracking", "experiment", "debug")
+    columns = [[f"{group}={option}" for option, _ in catalog.entries(group)] for group in groups]
+    for row in zip_longest(*columns):  # each option of each group stands in one line
+        words = [word for word in row if word]
+        for job in compose.jobs([f"method={name}", *words]).jobs:
             assert job.run.method.name == name
-
-
-def test_a_preset_in_use_is_named_after_its_file() -> None:
-    for group in ("method", "model", "hardware", "tracking", "debug"):
-        for option, _ in catalog.entries(group):
-            assert getattr(run(f"{group}={option}"), group).name == option
+            for group in ("task", "model", "hardware", "tracking", "debug"):
+                if any(word.startswith(f"{group}=") for word in words):
+                    assert f"{group}={getattr(job.run, group).name}" in words  # named after its file
 
 
 def test_a_sweep_becomes_jobs() -> None:
-    found = compose.jobs("-m method=ft,kd task=glue/rte,glue/cola seed=1,2 name=mine".split())
+    found = compose.jobs(["-m", "method=ft,kd", "task=glue/rte,glue/cola", "seed=1,2", "name=mine"])
     assert found.multirun and len(found.jobs) == 8
     assert found.jobs[0].overrides == ["method=ft", "task=glue/rte", "seed=1", "name=mine"]
     assert found.jobs[0].name == "method=ft,seed=1,task=glue_rte"
@@ -312,10 +309,11 @@ def test_an_experiment_may_bring_its_sweep() -> None:
     assert seeds == [42, 43, 44]
     assert [job.run.seed for job in compose.jobs(["-m", "experiment=crild/rte", "seed=7"]).jobs] == [7]
     assert run("experiment=crild/rte").seed == 42
+    assert len(compose.jobs(["-m", "experiment=null", "seed=1,2"]).jobs) == 2
 
 
 def test_a_key_that_one_job_of_a_sweep_uses_is_no_problem() -> None:
-    found = compose.jobs("-m method=ft,cr_ild method.layers.epochs=2".split()).jobs
+    found = compose.jobs(["-m", "method=ft,cr_ild", "method.layers.epochs=2"]).jobs
     assert len(found) == 2
 
 
@@ -330,15 +328,13 @@ def test_names_are_fit_for_folders_and_unique() -> None:
 
 
 def test_free_sections_take_any_key() -> None:
-    chosen = run(
-        "model.student.config.hidden_dropout_prob=0.2 task.evaluations.mm.split=validation_mismatched"
-    )
+    chosen = run("model.student.config.hidden_dropout_prob=0.2 task.evaluations.mm.split=validation_mismatched")
     assert chosen.model.student.config == {"hidden_dropout_prob": 0.2}
     assert chosen.task.evaluations["mm"].split == "validation_mismatched"
     assert run("'model.student.config={a: {b: 1}}'").model.student.config == {"a": {"b": 1}}
 
 
-# ---- a user's own folder -----------------------------------------------------------------------------------------
+# A user's own folder
 
 TASK = """\
 # Are these reviews kind?
@@ -436,7 +432,7 @@ def test_every_wrong_value_of_a_file_is_found_with_those_of_the_command_line(tmp
     assert len(found) == 5, found
 
 
-# ---- launching ---------------------------------------------------------------------------------------------------
+# Launching
 
 
 def test_a_failing_job_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
@@ -465,14 +461,17 @@ def test_nothing_runs_when_one_job_is_wrong() -> None:
         compose.launch(["-m", "seed=1,x"], job)
 
 
-def test_launching_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launching_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert compose.launch(["-m", "seed=1,2"], lambda chosen, overrides: 0) == [0, 0]
     assert compose.hydra_passthrough(["--cfg", "hydra"])
+    assert "output_subdir: null" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- questions ---------------------------------------------------------------------------------------------------
+# Questions
 
 
 def test_help_shows_every_group_and_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -482,6 +481,7 @@ def test_help_shows_every_group_and_option(capsys: pytest.CaptureFixture[str]) -
         assert f"\n  {group}\n" in page
         for name, text in catalog.entries(group):
             assert name in page and text in page
+    assert "* glue/rte" in page and "* bert_base_to_6" in page and "* cr_ild " in page  # what `train` alone takes
     assert "$" not in page and "schema" not in page
 
 
@@ -493,45 +493,31 @@ def test_cfg_prints_what_composes_again(capsys: pytest.CaptureFixture[str]) -> N
     assert "epochs: ${task.epochs.logits}" in text
     shown = yaml.safe_load(text)
     assert shown["seed"] == 7 and shown["method"]["name"] == "kd" and "hydra" not in shown
-    assert compose.hydra_passthrough(
-        ["--cfg", "job", "--resolve", "-p", "method.logits", "task.epochs.logits=9"]
-    )
+    assert compose.hydra_passthrough(["--cfg", "job", "--resolve", "-p", "method.logits", "task.epochs.logits=9"])
     assert yaml.safe_load(capsys.readouterr().out)["epochs"] == 9
 
 
 def test_questions_about_wrong_lines_are_refused_too() -> None:
     for line, words in [
-        ("--cfg job sed=3", "did you mean seed?"),
+        ("--cfg job sed=3", "did you mean seed"),
         ("--cfg job -m seed=1,2", "shows one job"),
-        ("--resolve --help x", ""),
+        ("--info --resolve", "belongs to --cfg"),
         ("--cfg job -p nothing", "no such section"),
     ]:
-        if not words:
-            assert compose.hydra_passthrough(shlex.split(line))
-            continue
-        with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+        with pytest.raises(ConfigError, match=words):
             compose.hydra_passthrough(shlex.split(line))
     assert not compose.hydra_passthrough(["seed=3"])
 
 
 def test_hydra_answers_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert compose.hydra_passthrough(["--cfg", "hydra"])
-    assert "output_subdir: null" in capsys.readouterr().out
     assert compose.hydra_passthrough(["--hydra-help"])
     assert "Hydra" in capsys.readouterr().out
 
 
-def test_composing_imports_no_heavy_library(tmp_path: Path) -> None:
+def test_composing_imports_no_heavy_library() -> None:
     code = (
-        "import sys; from kdlab import compose; compose.jobs(['method=cr_ild']);"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'wandb', 'numpy') if name in sys.modules])"
+        "import sys; from kdlab import compose; compose.jobs(['method=cr_ild'])\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'wandb', 'numpy'}; print(heavy & set(sys.modules))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env=dict(os.environ),
-    )
-    assert done.stdout.strip() == "[]" and done.stderr == ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()" and done.stderr == ""

@@ -100,9 +100,7 @@ def test_offline_flags_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("load", "threads", "state"),
     [(0.1, 2, "ok"), (1.2, 2, "warn"), (1.2, 1, "ok"), (9.0, 1, "ok"), (9.0, 2, "warn")],
 )
-def test_a_busy_neighbour_costs_threads(
-    monkeypatch: pytest.MonkeyPatch, load: float, threads: int, state: str
-) -> None:
+def test_a_busy_neighbour_costs_threads(monkeypatch: pytest.MonkeyPatch, load: float, threads: int, state: str) -> None:
     monkeypatch.setattr(doctor, "available_cores", lambda: 2)
     monkeypatch.setattr(doctor.os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
     check = doctor._threads(threads)
@@ -165,9 +163,7 @@ def test_the_store_is_measured(folders: dict[str, Path], monkeypatch: pytest.Mon
     assert doctor._store(store).state == "problem"
 
 
-def test_locks_that_lock_nothing_are_a_problem(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locks_that_lock_nothing_are_a_problem(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     class Idle(filelock.BaseFileLock):
         def _acquire(self) -> None:
             self._context.lock_file_fd = 0

@@ -50,9 +50,7 @@ def test_spearman_shares_the_rank_of_ties() -> None:
 
 
 @pytest.mark.parametrize("metric", ["mcc", "pearson", "spearman", "pearson_spearman"])
-@pytest.mark.parametrize(
-    ("answers", "labels"), [([1, 1, 1], [0, 1, 0]), ([0, 1, 0], [1, 1, 1]), ([1, 1], [1, 1])]
-)
+@pytest.mark.parametrize(("answers", "labels"), [([1, 1, 1], [0, 1, 0]), ([0, 1, 0], [1, 1, 1]), ([1, 1], [1, 1])])
 def test_constant_is_zero_and_not_nan(metric: str, answers: list[int], labels: list[int]) -> None:
     assert score(metric, np.array(answers), np.array(labels)) == 0.0
 

@@ -23,9 +23,7 @@ def test_points_come_back_in_order(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_null_and_the_lines_strict_json(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.append(
-        {"loss": float("nan"), "lr": np.float32("inf"), "parts": [1.0, float("-inf")], "step": np.int64(3)}
-    )
+    log.append({"loss": float("nan"), "lr": np.float32("inf"), "parts": [1.0, float("-inf")], "step": np.int64(3)})
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")

@@ -32,9 +32,7 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def near(result: Tensor, expected: Any, tolerance: float = 1e-6) -> None:
-    torch.testing.assert_close(
-        result, torch.as_tensor(expected, dtype=result.dtype), rtol=tolerance, atol=tolerance
-    )
+    torch.testing.assert_close(result, torch.as_tensor(expected, dtype=result.dtype), rtol=tolerance, atol=tolerance)
 
 
 class TestLogits:
@@ -159,9 +157,7 @@ class TestRelationCrossEntropy:
     def test_padding_changes_only_the_include_form(self) -> None:
         student, teacher = noise(2, 2, 5, 5), noise(2, 2, 5, 5, seed=1)
         mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-        long_student, long_teacher = (
-            torch.nn.functional.pad(x, (0, 3, 0, 3), value=4.0) for x in (student, teacher)
-        )
+        long_student, long_teacher = (torch.nn.functional.pad(x, (0, 3, 0, 3), value=4.0) for x in (student, teacher))
         long_mask = torch.nn.functional.pad(mask, (0, 3))
         near(
             relation_cross_entropy(long_student, long_teacher, long_mask),

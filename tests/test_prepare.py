@@ -44,9 +44,7 @@ def run(tmp_path: Path) -> Prepare:
         }
         prepare(ctx, **(settings | changes))
         assert json.loads((out / "facts.json").read_text(encoding="utf-8")) == ctx.facts
-        tables = {
-            file.stem: pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in out.glob("*.arrow")
-        }
+        tables = {file.stem: pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in out.glob("*.arrow")}
         return tables, ctx.facts, out
 
     return call
@@ -122,9 +120,7 @@ def test_rare_classes_are_split_without_loss(run: Prepare, tmp_path: Path) -> No
         file.write("lonely,7\n")
     tables, facts, _ = run(data, heldout=0.2)
     assert facts["labels"] == [str(number) for number in range(8)]
-    assert (
-        sum(facts["rows"].values()) == 101 and facts["rows"]["dev"] == 10 and facts["rows"]["heldout"] == 18
-    )
+    assert sum(facts["rows"].values()) == 101 and facts["rows"]["dev"] == 10 and facts["rows"]["heldout"] == 18
     assert 7 in tables["train"]["label"].to_pylist(), "the only row of a class stays in train"
 
 

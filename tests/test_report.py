@@ -252,8 +252,6 @@ def test_several_tasks_are_named() -> None:
     assert any("glue/rte" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(None, "-"), (0, "0"), (999, "999"), (1_500, "1.5 k"), (2.5e12, "2.5 T")]
-)
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0, "0"), (999, "999"), (1_500, "1.5 k"), (2.5e12, "2.5 T")])
 def test_counts(value: float | None, text: str) -> None:
     assert count(value) == text

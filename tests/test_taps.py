@@ -256,9 +256,7 @@ def mixed_by_hand(name: str, batch: dict[str, Tensor], lam: float) -> tuple[list
 def test_mixed_forward_is_that_of_the_parts_called_by_hand(name: str, kernel: str) -> None:
     batch = batch_for(name)
     states, logits = mixed_by_hand(name, batch, 0.7)
-    views = Tapped(tiny(name, kernel))(
-        batch, taps=[Tap("hidden", layer) for layer in range(LAYERS + 1)], lam=0.7
-    )
+    views = Tapped(tiny(name, kernel))(batch, taps=[Tap("hidden", layer) for layer in range(LAYERS + 1)], lam=0.7)
     assert views.mask.sum(1).tolist() == [9, 6, 6, 9]
     rows = visible(name, views.mask)
     for layer, state in enumerate(states):

@@ -95,9 +95,7 @@ def test_a_very_long_field(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_labels(
-    tmp_path: Path, values: list[Any], labels: list[str] | None, expected: list[Any], suffix: str
-) -> None:
+def test_labels(tmp_path: Path, values: list[Any], labels: list[str] | None, expected: list[Any], suffix: str) -> None:
     path = write(tmp_path / f"train{suffix}", [{"a": "t", "label": value} for value in values])
     assert read(path, text=["a"], labels=labels)["label"].to_pylist() == expected
 

@@ -105,9 +105,7 @@ def test_long_rows_are_cut_as_transformers_does(tmp_path: Path, data: Path) -> N
     ctx = run(tmp_path / "out", data, max_length=8)
     plain = AutoTokenizer.from_pretrained(ctx.out / "tokenizer")
     first, second = [a for a, _ in TRAIN], [b for _, b in TRAIN]
-    assert plain(first, second)["input_ids"][1] == plain(first[1], second[1])["input_ids"], (
-        "no limit was saved"
-    )
+    assert plain(first, second)["input_ids"][1] == plain(first[1], second[1])["input_ids"], "no limit was saved"
     assert len(plain(first[1], second[1])["input_ids"]) == 11
     assert tokens(ctx.out, "train") == plain(first, second, truncation=True, max_length=8)["input_ids"]
     assert ctx.facts["cut"] == {"dev": 0, "train": round(2 / 3, 6)}
@@ -140,9 +138,9 @@ def test_pretrained_folder(tmp_path: Path, data: Path, bert: Path, key: str) -> 
 def test_without_token_types(tmp_path: Path, data: Path, bert: Path) -> None:
     backend = AutoTokenizer.from_pretrained(bert).backend_tokenizer
     names = ["input_ids", "attention_mask"]
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", model_input_names=names
-    ).save_pretrained(tmp_path / "plain")
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", model_input_names=names).save_pretrained(
+        tmp_path / "plain"
+    )
     ctx = run(tmp_path / "out", data, tokenizer={"path": str(tmp_path / "plain")})
     assert "token_type_ids" not in pa.ipc.open_file(ctx.out / "train.arrow").read_all().column_names
 

@@ -198,9 +198,7 @@ def test_netrc_is_read_for_the_configured_server(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("server_out_of_reach")
-def test_a_server_out_of_reach_means_offline_and_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_out_of_reach_means_offline_and_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tracker(tmp_path, mode="auto") as run:
         assert run.mode == "offline"
         run.log({"global_step": 1, "loss": 1.0})

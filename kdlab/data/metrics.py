@@ -70,9 +70,7 @@ def score(metric: str, predictions: np.ndarray[Any, Any], labels: np.ndarray[Any
     """
     scorers = CLASSIFICATION | REGRESSION
     if metric not in scorers:
-        raise DataError(
-            f"There is no metric {metric!r}. There are: {', '.join(scorers)}.", where="task.metric"
-        )
+        raise DataError(f"There is no metric {metric!r}. There are: {', '.join(scorers)}.", where="task.metric")
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     assert predictions.shape == labels.shape and predictions.ndim == 1, (predictions.shape, labels.shape)
     if not labels.size:
@@ -88,9 +86,7 @@ def score(metric: str, predictions: np.ndarray[Any, Any], labels: np.ndarray[Any
         return scorers[metric](predictions, labels)
 
 
-def majority(
-    metric: str, train_labels: np.ndarray[Any, Any], dev_labels: np.ndarray[Any, Any], kind: str
-) -> float:
+def majority(metric: str, train_labels: np.ndarray[Any, Any], dev_labels: np.ndarray[Any, Any], kind: str) -> float:
     """The score of always answering train's most frequent class (ties: the lowest id), or its mean."""
     train_labels, dev_labels = np.asarray(train_labels), np.asarray(dev_labels)
     if kind == "regression":

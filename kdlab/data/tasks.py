@@ -120,9 +120,7 @@ def find_labels(raw: Raw, label: str) -> list[str]:
     return sorted(found)
 
 
-def canonical(
-    raw: Raw, *, text: Sequence[str], label: str, labels: Sequence[str] | None, kind: str
-) -> pa.Table:
+def canonical(raw: Raw, *, text: Sequence[str], label: str, labels: Sequence[str] | None, kind: str) -> pa.Table:
     """`raw` in canonical columns. A source without the label column gives null labels."""
     assert kind in ("classification", "regression"), kind
     texts = [_texts(raw, column) for column in text]
@@ -265,9 +263,7 @@ def _targets(raw: Raw, label: str) -> pa.Array:
                     where=raw.place(row),
                     fix="Correct the row (decimals take a point), or set task.kind=classification.",
                 ) from None
-        values = pa.array(
-            [None if value is None else float(value) for value in column.to_pylist()], pa.float64()
-        )
+        values = pa.array([None if value is None else float(value) for value in column.to_pylist()], pa.float64())
     missing = values.is_null().to_numpy(zero_copy_only=False)
     numbers = values.fill_null(0.0).to_numpy()
     if (bad := np.flatnonzero(~np.isfinite(numbers))).size:
@@ -290,9 +286,7 @@ def _read_hub(source: Mapping[str, Any], split: str, config: str | None, wanted:
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     name, revision = str(source["hub"]), source.get("revision")
-    where = f"{name}{f'/{config}' if config else ''}, split {split}" + (
-        f", revision {revision}" if revision else ""
-    )
+    where = f"{name}{f'/{config}' if config else ''}, split {split}" + (f", revision {revision}" if revision else "")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise DataError(
             f"{name!r} is no data set on the Hub.",
@@ -362,14 +356,10 @@ def _first_line(error: BaseException) -> str:
 
 def _read_demo(name: str, split: str, wanted: Sequence[str]) -> Raw:
     if name not in DEMOS:
-        raise DataError(
-            f"There is no embedded task {name!r}. There are: {', '.join(DEMOS)}.", where="task.source.demo"
-        )
+        raise DataError(f"There is no embedded task {name!r}. There are: {', '.join(DEMOS)}.", where="task.source.demo")
     rows = importlib.import_module(DEMOS[name]).rows(split)
     available = list(rows[0]) if rows else []
-    columns = {
-        key: pa.array([_scalar(row[key]) for row in rows], pa.string()) for key in wanted if key in available
-    }
+    columns = {key: pa.array([_scalar(row[key]) for row in rows], pa.string()) for key in wanted if key in available}
     return Raw(columns=columns, available=available, where=f"embedded task {name}, split {split}")
 
 
@@ -380,9 +370,7 @@ def find_file(path: Path, split: str) -> Path:
     """The file with a split: `path` itself for `train`, or the one of that name in the folder `path`."""
     path = path.expanduser()
     if not path.exists():
-        raise DataError(
-            "The data's file or folder does not exist.", where=str(path), fix="Check task.source.path."
-        )
+        raise DataError("The data's file or folder does not exist.", where=str(path), fix="Check task.source.path.")
     if not path.is_dir():
         if split != "train":
             raise DataError(
@@ -477,17 +465,13 @@ def _read_jsonl(text: str, where: str, wanted: Sequence[str]) -> Raw:
         except (ValueError, RecursionError) as error:
             raise DataError(f"The line is no JSON: {_first_line(error)}.", where=place) from error
         if not isinstance(row, dict):
-            raise DataError(
-                "The line is no JSON object.", where=place, fix='Write rows as {"text": "...", ...}.'
-            )
+            raise DataError("The line is no JSON object.", where=place, fix='Write rows as {"text": "...", ...}.')
         available.update(dict.fromkeys(row))
         lines.append(number)
         for column, column_values in values.items():
             value = row.get(column)
             if isinstance(value, dict | list):
-                raise DataError(
-                    f"The field {column!r} is no text or number but {type(value).__name__}.", where=place
-                )
+                raise DataError(f"The field {column!r} is no text or number but {type(value).__name__}.", where=place)
             column_values.append(_scalar(value))
     columns: dict[str, pa.Array] = {}
     for column, column_values in values.items():

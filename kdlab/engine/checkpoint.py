@@ -1,6 +1,7 @@
 """Checkpoints from which training goes on bit for bit.
 
-    work/checkpoint-<step>/   model.safetensors optimizer.safetensors extra.safetensors rng-<rank>.safetensors state.json
+    work/checkpoint-<step>/   model.safetensors optimizer.safetensors extra-<name>.safetensors
+                              rng-<rank>.safetensors state.json
     work/best-<step>.safetensors
 
 A checkpoint is a folder renamed into place after its last file was written. Tensors are safetensors, the rest JSON.
@@ -43,13 +44,19 @@ def save(work: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]], 
     _write(scratch / f"rng-{world.rank}.json", {RNG_STATE: random.getstate()})
     if world.first:
         for name, group in tensors.items():
-            save_file({key: value.detach().contiguous() for key, value in group.items()}, scratch / f"{name}.safetensors")
+            save_file(
+                {key: value.detach().contiguous() for key, value in group.items()},
+                scratch / f"{name}.safetensors",
+            )
     device.wait()
     if world.first:
         _write(scratch / "state.json", {**state, "step": step})
         _sync(scratch)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():  # moved away first: one that is half removed must not be found
+            shutil.rmtree(replaced := final.with_suffix(".replaced"), ignore_errors=True)
+            os.rename(final, replaced)
         os.rename(scratch, final)
+        shutil.rmtree(final.with_suffix(".replaced"), ignore_errors=True)
         for old in checkpoints(work)[:-1]:
             shutil.rmtree(old)
     device.wait()
@@ -114,10 +121,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def _rng_tensors() -> dict[str, Tensor]:
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state = np.random.get_state(legacy=True)
+    assert isinstance(state, tuple)
+    _, keys, position, has_gauss, cached = state
     states = {
         "torch": torch.get_rng_state(),
-        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
         "numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
     }
     if torch.cuda.is_available():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from kdlab.errors import KdlabError
 # (device type, trains) -> attention kernel. On a CPU eager beats sdpa for the short sequences of these tasks.
 ATTENTION = {("cpu", True): "eager", ("cpu", False): "eager"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PATIENCE = timedelta(days=7)  # how long processes wait for each other: the first one runs whole stages alone
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def accelerator(device: torch.device, precision: str) -> Any:
     """An `accelerate.Accelerator` at this precision. It never accumulates: the loop does, and divides once."""
-    from datetime import timedelta
-
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -83,9 +84,17 @@ def accelerator(device: torch.device, precision: str) -> Any:
         gradient_accumulation_steps=1,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(days=7)),
+            InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )
+
+
+def prepare(accelerator: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    """Both as the accelerator wraps them."""
+    with warnings.catch_warnings():
+        # torch 2.13 wants another name for it, which accelerate does not pass on yet.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        return accelerator.prepare(model, optimizer)
 
 
 def share(value: int) -> int:
@@ -118,7 +127,7 @@ def _join() -> None:
     if not torch.distributed.is_initialized():
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())
+        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ Batch = Mapping[str, Any]
 Scores = Mapping[str, Mapping[str, float]]  # split -> metric -> score
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True)
+class Loss:
     """What a step hands to the loop."""
 
     total: Tensor  # [] sum over units, keeps its gradient
@@ -138,7 +139,7 @@ def fit(
         weight_decay=plan.weight_decay,
         fused=device.fused_optimizer(target),
     )
-    wrapped, prepared = accelerator.prepare(model, optimizer)
+    wrapped, prepared = device.prepare(accelerator, model, optimizer)
     trainer = _Trainer(model, wrapped, optimizer, prepared, accelerator, batches, plan, context, dict(state or {}))
     trainer.resume()
 
@@ -182,11 +183,12 @@ class _Trainer:
         self.history = History()
         self.sums: dict[str, float] = {}  # since the last logged point
         self.seen: dict[str, float] = {}  # part -> sum of absolute values over the whole stage
-        self.warned: list[str] = []
+        self.warned: list[str] = []  # texts, kept so that a continued stage tells them again
         self.tokens = 0
         self.log_every = max(1, min(50, self.steps // 100))
         self.log = MetricsLog(context.out / "metrics.jsonl") if self.world.first else None
         self.saved_at = self.logged_at = time.monotonic()
+        self.saved_step = 0
         self.step_seconds = 0.0
 
     @property
@@ -247,7 +249,9 @@ class _Trainer:
     def not_finite(self, loss: float, parts: Mapping[str, float], micro_batches: Sequence[Batch]) -> TrainingError:
         bad = [name for name, value in parts.items() if not np.isfinite(value)] or ["total"]
         weights_bad = [name for name, value in self.model.named_parameters() if not torch.isfinite(value).all()]
-        rows = [int(row) for batch in micro_batches for row in batch["index"]][:8] if "index" in micro_batches[0] else []
+        rows = (
+            [int(row) for batch in micro_batches for row in batch["index"]][:8] if "index" in micro_batches[0] else []
+        )
         cause = (
             f"the weights {weights_bad[0]} were already not finite: an earlier step was too large"
             if weights_bad
@@ -274,7 +278,13 @@ class _Trainer:
         examples: int,
         tokens: int,
     ) -> None:
-        point = {"loss": loss, "grad_norm": norm, "steps": 1.0, "examples": float(examples), "tokens": float(tokens)}
+        point = {
+            "loss": loss,
+            "grad_norm": norm,
+            "steps": 1.0,
+            "examples": float(examples),
+            "tokens": float(tokens),
+        }
         for name, value in parts.items():
             point[f"parts/{name}"] = value
             point[f"weighted/{name}"] = value * weights[name]
@@ -325,9 +335,13 @@ class _Trainer:
         ramp_over = self.step >= min(2 * self.per_epoch, self.steps)
         idle = [name for name, value in self.seen.items() if value == 0.0] + absent if ramp_over else []
         for name in idle:
-            if name not in self.warned:
-                self.warned.append(name)
-                self.context.warn(f"the loss term '{name}' is configured but contributes exactly nothing")
+            self.warn(f"the loss term '{name}' is configured but contributes exactly nothing")
+
+    def warn(self, text: str) -> None:
+        """Warn once in a stage."""
+        if text not in self.warned:
+            self.warned.append(text)
+            self.context.warn(text)
 
     # evaluation and selection ----------------------------------------------------------------------------------
 
@@ -371,7 +385,7 @@ class _Trainer:
 
     def save_if_due(self) -> None:
         due = time.monotonic() - self.saved_at >= self.context.hardware.checkpoint_seconds
-        if device.share(int(due)) and self.running:
+        if device.share(int(due)) and self.running and self.saved_step != self.step:
             self.save(reason="time")
 
     def save(self, *, reason: str) -> None:
@@ -397,7 +411,7 @@ class _Trainer:
             for old in self.context.work.glob("best-*.safetensors"):
                 if old.name != f"best-{self.history.selected_step}.safetensors":
                     old.unlink()
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), self.step
 
     def environment(self) -> dict[str, Any]:
         """What bit-exact continuation depends on besides the checkpoint."""
@@ -420,16 +434,19 @@ class _Trainer:
         for name, part in self.extra.items():
             part.load_state_dict(checkpoint.read_tensors(folder, f"extra-{name}"))
         self.history = History(**state["history"])
-        self.sums, self.seen, self.warned = state["sums"], state["seen"], state["warned"]
+        self.sums, self.seen = state["sums"], state["seen"]
         self.step, self.tokens = int(state["step"]), int(state["tokens"])
+        self.saved_step = self.step
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.log is not None:
             self.log.cut(int(state["offset"]))
         same = checkpoint.restore_rng(folder) and state["environment"] == self.environment()
         self.context.note(f"continues at step {self.step} of {self.steps}")
+        for text in state["warned"]:
+            self.warn(text)
         if not same:
-            self.context.warn(
+            self.warn(
                 f"the checkpoint was made under {state['environment']}, this is {self.environment()}: "
                 "training continues, but not bit for bit as the unbroken run"
             )
@@ -439,12 +456,12 @@ class _Trainer:
         history.last_step = self.step
         if self.plan.select is None or history.best_score is None:
             history.selected_step = self.step
-        elif history.selected_step != self.step:
+        history.selected_step = device.share(history.selected_step)  # only the first process evaluates
+        if history.selected_step != self.step:
             best = self.context.work / f"best-{history.selected_step}.safetensors"
             self.model.load_state_dict(load_file(_found(best)))
-        self.context.facts.update(
-            steps=self.step, selected_step=history.selected_step, trained_tokens=self.tokens
-        )
+        device.wait()  # until all have read it: the first process removes it with `work`
+        self.context.facts.update(steps=self.step, selected_step=history.selected_step, trained_tokens=self.tokens)
         self.model.eval()
         return history
 

@@ -105,9 +105,7 @@ class Display:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TextColumn(
-                    "{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
-                ),
+                TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
                 console=self._console,
                 transient=True,
                 refresh_per_second=4,

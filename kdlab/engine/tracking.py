@@ -89,9 +89,7 @@ def redact(value: Any) -> Any:
     SECRET or PASSWORD.
     """
     secrets = {
-        secret
-        for name, secret in os.environ.items()
-        if _SECRET_NAME.search(name) and len(secret) >= _SHORTEST_SECRET
+        secret for name, secret in os.environ.items() if _SECRET_NAME.search(name) and len(secret) >= _SHORTEST_SECRET
     }
     return _redact(value, sorted(secrets, key=len, reverse=True))
 

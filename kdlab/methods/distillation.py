@@ -1,15 +1,15 @@
 """Layer distillation: fine-tune a teacher, distil its layers into a student, distil its logits.
 
 Papers
-    cr_ild   Ko, Park, Jeong, Hong, Ahn, Chang, Yun: "Revisiting Intermediate Layer Distillation for Compressing Language
-             Models: An Overfitting Perspective", Findings of EACL 2023, arXiv 2302.01530. Official code:
+    cr_ild   Ko, Park, Jeong, Hong, Ahn, Chang, Yun: "Revisiting Intermediate Layer Distillation for Compressing
+             Language Models: An Overfitting Perspective", Findings of EACL 2023, arXiv 2302.01530. Official code:
              jongwooko/CR-ILD at f876f67.
     kd       Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
     ft       fine-tuning, no teacher.
 
-Identical to the official code: the relation cross entropy and the hidden-state error, last layer, on inputs mixed after
-the embedding block with the reversed batch and the union mask; the consistency terms and their ramp; logit distillation at
-temperature 2 without hard labels; the two stages, their learning rates, batch sizes and epochs.
+Identical to the official code: the relation cross entropy and the hidden-state error, last layer, on inputs mixed
+after the embedding block with the reversed batch and the union mask; the consistency terms and their ramp; logit
+distillation at temperature 2 without hard labels; the two stages, their learning rates, batch sizes and epochs.
 
 Departures of `cr_ild` (`cr_ild_official` takes back those marked *)
     1. * Relations and hidden states are averaged over valid rows, not over padded ones too (pad_rows).
@@ -38,7 +38,7 @@ from typing import Any
 from kdlab.config import Distillation, Encoder, Fit, LayerFit, Run
 from kdlab.errors import ConfigError, KdlabError
 from kdlab.graph import Graph, Stage, Work
-from kdlab.models.architectures import available, estimate_parameters, num_heads, num_layers
+from kdlab.models.architectures import available, estimate_parameters, longest_input, num_heads, num_layers
 from kdlab.objectives.layer_map import layer_pairs
 from kdlab.pins import Pinned, Pins
 
@@ -64,11 +64,10 @@ def plan(run: Run, pins: Pins) -> Graph:
     if method.stages == ["teacher"]:
         return build.graph(data, teacher)
     vet = build.vetted(data, teacher)
-    student = build.layers(data, teacher, vet) if "layers" in method.stages else None
-    if "logits" in method.stages:
-        student = build.logits(data, teacher, student, vet)
-    assert student is not None
-    return build.graph(data, student, teacher)
+    layers = build.layers(data, teacher, vet) if "layers" in method.stages else None
+    last = build.logits(data, teacher, layers, vet) if "logits" in method.stages else layers
+    assert last is not None
+    return build.graph(data, last, teacher)
 
 
 def _encoders(run: Run) -> dict[str, Encoder]:
@@ -137,7 +136,11 @@ class _Builder:
         if other is not None and other.place is not None:
             places["partner"] = other.place
         return Stage(
-            "kdlab.stages.tokenise:tokenise", "tokenise", values=values, inputs={"data": prepared}, places=places
+            "kdlab.stages.tokenise:tokenise",
+            "tokenise",
+            values=values,
+            inputs={"data": prepared},
+            places=places,
         )
 
     def model(self, side: str, argument: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -169,10 +172,11 @@ class _Builder:
         )
 
     def vetted(self, data: Stage, teacher: Stage) -> Stage:
+        on_weak = self.method.weak_teacher if self.run.debug.name == "off" else "warn"
         return Stage(
             "kdlab.stages.evaluate:vet",
             "vet",
-            values={"metric": self.metrics[0], "on_weak": self.method.weak_teacher},
+            values={"metric": self.metrics[0], "on_weak": on_weak},
             inputs={"scores": self.scored("teacher", data, teacher), "data": data},
         )
 
@@ -181,7 +185,7 @@ class _Builder:
         values, places = self.model("student", "student")
         objective = {name: value for name, value in asdict(fit).items() if name not in FIT_FIELDS}
         if not (fit.mixup and fit.consistency.weight):
-            objective["consistency"] = {**asdict(LayerFit().consistency), "on": []}
+            objective["consistency"] = {**asdict(LayerFit().consistency), "terms": []}
         return Stage(
             "kdlab.stages.distill:distill_layers",
             "layers",
@@ -313,12 +317,18 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
         if config is None:
             continue
         try:
-            available(config.get("model_type"))
+            available(str(config.get("model_type")))
         except KdlabError as error:
             problems.append(f"model.{side}: {error.what}")
             configs[side] = None
             continue
         problems += _head_problems(run, side, config) + _label_problems(run, side, config)
+        longest = longest_input(config)
+        if longest is not None and run.task.max_length > longest:
+            problems.append(
+                f"task.max_length={run.task.max_length}: model.{side} reads at most {longest} tokens; "
+                f"give task.max_length={longest} or less"
+            )
     student, teacher = configs.get("student"), configs.get("teacher")
     encoder = run.model.student
     if encoder.init == "cut" and teacher is not None:
@@ -348,11 +358,11 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
 def _layer_problems(fit: LayerFit, student: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     problems = []
     for side, config in (("teacher", teacher), ("student", student)):
-        missing = [name for name in fit.relations if name not in available(config.get("model_type"))]
+        missing = [name for name in fit.relations if name not in available(str(config.get("model_type")))]
         if missing:
             problems.append(
                 f"method.layers.relations: {_listed(missing)} can't be had from {config.get('model_type')} "
-                f"(model.{side}); it gives {_listed(sorted(available(config.get('model_type'))))}"
+                f"(model.{side}); it gives {_listed(sorted(available(str(config.get('model_type')))))}"
             )
     heads = num_heads(student), num_heads(teacher)
     per_head = [name for name in fit.relations if name != "hidden"]
@@ -371,8 +381,10 @@ def _layer_problems(fit: LayerFit, student: dict[str, Any], teacher: dict[str, A
 
 def _head_problems(run: Run, side: str, config: dict[str, Any]) -> list[str]:
     encoder: Encoder = getattr(run.model, side)
-    if encoder.head == "official" and config.get("model_type") != "bert":
-        return [f"model.{side}.head: 'official' is defined for bert only, this is {config.get('model_type')}; give stock"]
+    if encoder.head == "official" and str(config.get("model_type")) != "bert":
+        return [
+            f"model.{side}.head: 'official' is defined for bert only, this is {config.get('model_type')}; give stock"
+        ]
     return []
 
 
@@ -408,5 +420,3 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-

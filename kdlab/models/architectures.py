@@ -178,6 +178,16 @@ def num_heads(config: Mapping[str, Any]) -> int:
     return int(_value(config, "num_attention_heads"))
 
 
+def longest_input(config: Mapping[str, Any]) -> int | None:
+    """Most tokens that the position embeddings reach; None: there are none. roberta and mpnet count from padding + 1."""
+    kind = config.get("model_type")
+    if kind == "modernbert" or not _value(config, "position_biased_input", True):
+        return None
+    padding = {"roberta": config.get("pad_token_id", 1), "xlm-roberta": config.get("pad_token_id", 1), "mpnet": 1}
+    skipped = int(padding[kind]) + 1 if kind in padding else 0
+    return int(_value(config, "max_position_embeddings")) - skipped
+
+
 def estimate_parameters(config: Mapping[str, Any]) -> int:
     """Number of parameters of the stock ...ForSequenceClassification that a config.json describes.
 

@@ -127,17 +127,13 @@ def _read_config(source: str | None, spec: Mapping[str, Any]) -> PreTrainedConfi
     try:
         return type(base).from_dict(raw | changes)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"the model's config can't be used: {_first_line(error)}", where="model.config"
-        ) from error
+        raise ModelError(f"the model's config can't be used: {_first_line(error)}", where="model.config") from error
 
 
 def _fetch_config(source: str, revision: str | None) -> PreTrainedConfig:
     local = Path(source).is_dir()
     if local and not Path(source, "config.json").is_file():
-        raise ModelError(
-            "this folder has no config.json", where=source, fix="name a folder saved by transformers"
-        )
+        raise ModelError("this folder has no config.json", where=source, fix="name a folder saved by transformers")
     place = source if revision is None else f"{source} at {revision}"
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -255,9 +251,7 @@ def _check_fit(model: PreTrainedModel, info: Mapping[str, Any], source: str, *, 
         )
     absent = sorted(filter(needed, info["missing_keys"]))
     if absent:
-        raise ModelError(
-            f"{len(absent)} weights are missing, the first is {absent[0]}", where=source, fix=fix
-        )
+        raise ModelError(f"{len(absent)} weights are missing, the first is {absent[0]}", where=source, fix=fix)
     layers = f"{architecture(model.config.model_type).layers}."
     surplus = sorted(
         name

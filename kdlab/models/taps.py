@@ -58,9 +58,7 @@ class Tapped(nn.Module):
     head: "official" (bert only) puts a ReLU before the classifier, without dropout (modeling.py:1129).
     """
 
-    def __init__(
-        self, model: PreTrainedModel, *, projection: nn.Linear | None = None, head: str = "stock"
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, projection: nn.Linear | None = None, head: str = "stock") -> None:
         super().__init__()
         self.kind: str = model.config.model_type
         self.parts = architecture(self.kind)
@@ -76,9 +74,7 @@ class Tapped(nn.Module):
         self.num_layers: int = model.config.num_hidden_layers
         self.num_heads: int = model.config.num_attention_heads
 
-    def forward(
-        self, batch: Mapping[str, Tensor], *, taps: Sequence[Tap] = (), lam: float | None = None
-    ) -> Views:
+    def forward(self, batch: Mapping[str, Tensor], *, taps: Sequence[Tap] = (), lam: float | None = None) -> Views:
         """Run the model on `batch` and return the tensors named by `taps`.
 
         batch: input_ids, attention_mask [B,L] and perhaps token_type_ids (left out where the model has no use

@@ -5,9 +5,7 @@ from __future__ import annotations
 from kdlab.errors import ConfigError
 
 
-def layer_pairs(
-    layer_map: str, student_layers: int, teacher_layers: int, *, embeddings: bool
-) -> list[tuple[int, int]]:
+def layer_pairs(layer_map: str, student_layers: int, teacher_layers: int, *, embeddings: bool) -> list[tuple[int, int]]:
     """Pairs (student layer, teacher layer), numbered as hidden states: 0 the embedding output, n the last.
 
     "last" pairs the last layers only. "uniform" pairs student layer i with teacher layer i * T / S, and with

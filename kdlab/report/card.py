@@ -251,8 +251,7 @@ def _hyperparameters(run: Mapping[str, Any]) -> str:
     shown = {
         where: value
         for where, value in differences(run).items()
-        if TOLD_AS_HYPERPARAMETERS.match(where)
-        and not any(where.startswith(f"method.{name}.") for name in idle)
+        if TOLD_AS_HYPERPARAMETERS.match(where) and not any(where.startswith(f"method.{name}.") for name in idle)
     }
     if not shown:
         return "## Hyper-parameters\n\nkdlab's defaults."

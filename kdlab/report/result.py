@@ -12,9 +12,7 @@ from kdlab.artifacts import Artifact
 from kdlab.config import Distillation, Run
 
 
-def build(
-    run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifact], seconds: float
-) -> dict[str, Any]:
+def build(run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifact], seconds: float) -> dict[str, Any]:
     """The result of a run of the distillation family.
 
     targets: artifacts by the names that the plan gave them; stages: artifacts by stage label.
@@ -53,9 +51,7 @@ def build(
         "git": provenance.git(),
         "made_by": others,
         "seconds": round(seconds, 3),
-        "seconds_of_stages": {
-            label: artifact.manifest["made"]["seconds"] for label, artifact in stages.items()
-        },
+        "seconds_of_stages": {label: artifact.manifest["made"]["seconds"] for label, artifact in stages.items()},
     }
 
 
@@ -84,9 +80,7 @@ def _scores(selected: Mapping[str, Mapping[str, float]], history: Mapping[str, A
         scores[split] = {}
         for metric, value in metrics.items():
             curve = [one["scores"][split][metric] for one in evaluations if split in one["scores"]]
-            scores[split][metric] = {"selected": value} | (
-                {"last": curve[-1], "best": max(curve)} if curve else {}
-            )
+            scores[split][metric] = {"selected": value} | ({"last": curve[-1], "best": max(curve)} if curve else {})
     return scores
 
 

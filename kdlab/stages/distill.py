@@ -100,13 +100,18 @@ class LayerStep:
         place: torch.device,
     ) -> None:
         self.teacher, self.objective, self.precision, self.place = teacher, objective, precision, place
-        self.average: MovingAverage | None = None
+        self.average: MovingAverage[Tapped] | None = None
         self.relations: list[str] = list(objective["relations"])
         self.consistency: Mapping[str, Any] = objective["consistency"]
         uniform = objective["layer_map"] == "uniform"
         self.pairs = layer_pairs(objective["layer_map"], *layers, embeddings=False)
         self.hidden_pairs = layer_pairs(objective["layer_map"], *layers, embeddings=uniform)
-        self.held = [name for name in self.consistency["on"] if name in self.relations]
+        self.matched: dict[str, Any] = {
+            "pairs_attention": self.pairs,
+            "pairs_hidden": self.hidden_pairs,
+            "pad_rows": objective["pad_rows"],
+        }
+        self.held = [name for name in self.consistency["terms"] if name in self.relations]
 
     @property
     def consistent(self) -> bool:
@@ -114,7 +119,7 @@ class LayerStep:
         return bool(self.consistency["weight"] and self.objective["mixup"] and self.held)
 
     def expected(self) -> list[str]:
-        wanted = [f"consistency_{name}" for name in self.consistency["on"]] if self.consistency["weight"] else []
+        wanted = [f"consistency_{name}" for name in self.consistency["terms"]] if self.consistency["weight"] else []
         return [*self.relations, *wanted]
 
     def taps(self, side: int, names: Sequence[str] | None = None) -> list[Tap]:
@@ -141,32 +146,20 @@ class LayerStep:
         with torch.no_grad(), device.autocast(self.place, self.precision):
             target: Views = self.teacher(batch, taps=self.taps(1), lam=lam)
         mixed: Views = model(batch, taps=self.taps(0), lam=lam)
-        mask = {"union": mixed.mask, "own": own, "none": None}[self.objective["relation_mask"]]
-        terms = layer_terms(
-            mixed,
-            target,
-            relations=self.relations,
-            pairs_attention=self.pairs,
-            pairs_hidden=self.hidden_pairs,
-            mask=mask,
-            pad_rows=self.objective["pad_rows"],
-        )
-        weighted = {name: (1.0, values) for name, values in terms.items()}
+        seen = {"union": mixed.mask, "own": own, "none": None}[self.objective["relation_mask"]]
+        weighted: dict[str, tuple[float, Tensor]] = {}
+        for name in self.relations:
+            mask = mixed.mask if name == "hidden" and seen is None else seen
+            terms = layer_terms(mixed, target, relations=[name], mask=mask, **self.matched)
+            weighted |= {part: (1.0, values) for part, values in terms.items()}
         if lam is not None and consistency_weight > 0.0:
             source = model if self.average is None else self.average.module
             with torch.no_grad(), device.autocast(self.place, self.precision):
                 clean: Views = source(batch, taps=self.taps(0, self.held))
-            held = consistency_terms(
-                mixed,
-                clean,
-                on=self.held,
-                pairs_attention=self.pairs,
-                pairs_hidden=self.hidden_pairs,
-                lam=lam,
-                mask=None if mask is None else own,
-                pad_rows=self.objective["pad_rows"],
-            )
-            weighted |= {name: (consistency_weight, values) for name, values in held.items()}
+            for name in self.held:
+                mask = own if name == "hidden" or seen is not None else None
+                terms = consistency_terms(mixed, clean, on=[name], lam=lam, mask=mask, **self.matched)
+                weighted |= {part: (consistency_weight, values) for part, values in terms.items()}
         return Loss.of(weighted)
 
     def probe(self, model: Tapped, task: TaskData, pad_to_max: bool) -> Tensor:

@@ -20,11 +20,9 @@ from kdlab.data.metrics import score
 from kdlab.engine import device
 from kdlab.engine.loop import History, Plan, Scores, Stateful, Step, fit
 from kdlab.models.encoder import load_encoder, load_saved, save_student
-from kdlab.models.surgery import cut
 from kdlab.models.taps import Tapped
 
-
-logging.disable_progress_bar()
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class TaskData:
@@ -87,20 +85,17 @@ class TaskData:
 
 def new_model(spec: Mapping[str, Any], data: TaskData, *, seed: int, kernel: str) -> Tapped:
     """The model that a specification describes; `init: cut` keeps the named layers of the pre-trained base."""
-    source = {**spec, "init": "pretrained"} if spec["init"] == "cut" else spec
     config = dict(spec.get("config", {}))
     if spec["init"] == "random" and not spec.get("id") and not spec.get("path"):
         config |= {"vocab_size": len(data.tokenizer), "pad_token_id": data.tokenizer.pad_token_id}
     model = load_encoder(
-        {**source, "config": config},
+        {**spec, "config": config},
         num_labels=data.num_labels,
         kind=data.kind,
         labels=data.labels,
         attention=kernel,
         seed=seed,
     )
-    if spec["init"] == "cut":
-        model = cut(model, spec["layers"])
     return Tapped(model, head=spec["head"])
 
 
@@ -150,9 +145,7 @@ def evaluator(
         scores: dict[str, dict[str, float]] = {}
         for name in splits:
             split = data.split(name)
-            found = answers(
-                predict(model, data, split, batch_size=batch_size, pad_to_max=pad_to_max), data.kind
-            )
+            found = answers(predict(model, data, split, batch_size=batch_size, pad_to_max=pad_to_max), data.kind)
             scores[name] = {metric: score(metric, found, split.labels) for metric in metrics}
         return scores
 
@@ -223,7 +216,7 @@ def train(
 def parameters_without_gradient(model: nn.Module, run: Callable[[], torch.Tensor]) -> list[nn.Parameter]:
     """The trainable parameters that `run`'s scalar does not depend on, found by one backward pass."""
     model.zero_grad(set_to_none=True)
-    run().backward()
+    torch.autograd.backward(run())
     idle = [p for p in model.parameters() if p.requires_grad and p.grad is None]
     model.zero_grad(set_to_none=True)
     return idle

@@ -23,9 +23,7 @@ LATENCY_ROWS = 16
 LATENCY_ROUNDS = 3
 
 
-def evaluate(
-    context: Context, *, model: Path, data: Path, metrics: Sequence[str], pad_to_max: bool
-) -> None:
+def evaluate(context: Context, *, model: Path, data: Path, metrics: Sequence[str], pad_to_max: bool) -> None:
     """Reload the published model and score it on every labelled split; leaves scores.json and predictions."""
     task = TaskData(data)
     place = device.pick_device(context.hardware)
@@ -60,8 +58,8 @@ def vet(context: Context, *, scores: Path, data: Path, metric: str, on_weak: str
     raise TrainingError(
         f"{message}: nothing can be learned from it",
         where="stage 'teacher'",
-        fix="train it longer or otherwise (method.teacher.epochs, method.teacher.lr, method.teacher_seed), choose another "
-        "teacher (model.teacher.id), or go on all the same with method.weak_teacher=warn",
+        fix="train it longer or otherwise (method.teacher.epochs, method.teacher.lr, method.teacher_seed), choose "
+        "another teacher (model.teacher.id), or go on all the same with method.weak_teacher=warn",
     )
 
 

@@ -33,8 +33,8 @@ def finetune(
     kernel = device.attention_kernel(device.pick_device(context.hardware), train=True)
     student = new_model(model, task, seed=seed, kernel=kernel)
 
-    def step(wrapped: nn.Module, batch: Batch, progress: Progress) -> Loss:
-        logits = wrapped(batch).logits
+    def step(model: nn.Module, batch: Batch, progress: Progress) -> Loss:
+        logits = model(batch).logits
         return Loss.of({"label": (1.0, hard_label(logits, batch["labels"], kind=task.kind))})
 
     train(

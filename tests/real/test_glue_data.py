@@ -88,8 +88,7 @@ def facts(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     lines = [line.removeprefix("FACTS ") for line in done.stdout.splitlines() if line.startswith("FACTS ")]
     found = {entry.pop("name"): entry for entry in map(json.loads, lines)}
     found["rte"]["same"] = all(
-        file.read_bytes() == (work / "rte_again" / file.name).read_bytes()
-        for file in (work / "rte").iterdir()
+        file.read_bytes() == (work / "rte_again" / file.name).read_bytes() for file in (work / "rte").iterdir()
     )
     return found
 

@@ -82,8 +82,7 @@ def check_loss(case: Case, loss: Tensor) -> None:
 def check_gradients(case: Case, leaves: Mapping[str, Tensor], bundle: Bundle) -> None:
     """Every recorded gradient, and none where the official loss gives none."""
     recorded = {
-        name.removeprefix("grad."): bundle.tensors[key]
-        for name, key in case.get("expected_tensors", {}).items()
+        name.removeprefix("grad."): bundle.tensors[key] for name, key in case.get("expected_tensors", {}).items()
     }
     if not recorded:
         return
@@ -115,9 +114,7 @@ def test_attention_and_hidden_losses(load: Callable[[str], Bundle]) -> None:
     names = ("Attention_KL", "Hidden_MSE")
     for case in bundle.of(lambda case: case["fn"] in names and "index" not in case["params"], 9):
         inputs = case["inputs"]
-        kind, objective = (
-            ("atts", relation_cross_entropy) if case["fn"] == "Attention_KL" else ("reps", hidden_mse)
-        )
+        kind, objective = ("atts", relation_cross_entropy) if case["fn"] == "Attention_KL" else ("reps", hidden_mse)
         student = bundle.tensors[inputs[f"student_{kind}"]].clone().requires_grad_()
         teacher = bundle.tensors[inputs[f"teacher_{kind}"]]
         mask = bundle.tensors[inputs["attention_mask"]] if "attention_mask" in inputs else None
@@ -133,9 +130,7 @@ def views(leaves: Mapping[str, Tensor], side: str) -> SimpleNamespace:
 
     def each(kind: str, first: int) -> dict[int, Tensor]:
         prefix = f"{side}.{kind}."
-        return {
-            int(name.removeprefix(prefix)) + first: x for name, x in leaves.items() if name.startswith(prefix)
-        }
+        return {int(name.removeprefix(prefix)) + first: x for name, x in leaves.items() if name.startswith(prefix)}
 
     query, key = each("q", 1), each("k", 1)
     attention = {layer: relation(query[layer], key[layer]) for layer in query}
@@ -197,9 +192,7 @@ def test_logit_distillation(load: Callable[[str], Bundle]) -> None:
         params, leaves = case["params"], bundle.leaves(case["inputs"]["set"])
         regression = params.get("output_mode") == "regression"
         objective = scaled_mse if regression else soft_cross_entropy
-        loss = objective(
-            leaves["s.logits"], leaves["t.logits"].detach(), temperature=params["temperature"]
-        ).mean()
+        loss = objective(leaves["s.logits"], leaves["t.logits"].detach(), temperature=params["temperature"]).mean()
         loss.backward()
         check_loss(case, loss)
         check_gradients(case, leaves, bundle)

@@ -158,9 +158,7 @@ def test_moving_average(shared: Path) -> None:
         model.load_state_dict({"weight": recorded["w0"], "bias": recorded["b0"]})
         average = MovingAverage(model, case["params"]["decay"])
         for step in range(case["params"]["steps"]):
-            model.load_state_dict(
-                {"weight": recorded[f"model_w.{step}"], "bias": recorded[f"model_b.{step}"]}
-            )
+            model.load_state_dict({"weight": recorded[f"model_w.{step}"], "bias": recorded[f"model_b.{step}"]})
             average.update(model)
             close(average.module.weight, recorded[f"ema_w.{step}"], f"step {step} weight")
             close(average.module.bias, recorded[f"ema_b.{step}"], f"step {step} bias")

@@ -1,13 +1,14 @@
-"""Embedded task "demo/nli": who did what to whom, told twice.
+"""Embedded task "demo/nli": who helped whom, and who hindered whom.
 
 A premise states two facts about four people, a hypothesis one. It follows (entailment), its opposite follows
-(contradiction), or neither (neutral: the two roles are swapped, or one role is filled from the other fact). Neutral
-hypotheses use words of the premise only, so the words alone say almost nothing about the label: a model must bind
-each verb to its subject and object, in the active voice and in the passive.
+(contradiction), or neither (neutral: the two roles are swapped, or one role is filled from the other fact).
+Neutral hypotheses use words of the premise only, so the words alone say almost nothing about the label: a
+model must bind each verb to its subject and its object.
 """
 
 from __future__ import annotations
 
+from itertools import permutations
 from random import Random
 
 from kdlab.errors import DataError
@@ -16,19 +17,20 @@ SIZES = {"train": 6000, "validation": 1000, "test": 1000}
 LABELS = ("entailment", "neutral", "contradiction")
 
 _SEED = 20
-_NAMES = ("Anna", "Ben", "Carl", "Dora", "Emil", "Fred", "Gina", "Hugo")
-_OPPOSITES = (("helped", "hindered"), ("praised", "mocked"))
-_PASSIVE = 0.2  # share of hypotheses in the passive voice
-_SAME_VERB = 0.2  # share of premises whose two facts have one verb
-_SECOND = 0.75  # share of hypotheses about the premise's second fact: order that a bag of words can't see
-_RECOMBINED = 0.25  # share of neutral hypotheses that mix the two facts; the others swap the roles of one
+_NAMES = ("Anna", "Ben", "Carl", "Dora", "Emil", "Fred", "Gina")
+_VERBS = ("helped", "hindered")
+_PREMISES = {"train": 0.7, "validation": 0.15, "test": 0.15}  # share of all premises
+_SAME_VERB = 0.25  # share of rows where both facts of the premise have one verb
+_RECOMBINED = 0.15  # share of neutral hypotheses that mix the two facts; the others swap the roles of one
+
+_Fact = tuple[str, int, str]  # subject, index of the verb, object
 
 
 def rows(split: str) -> list[dict[str, str]]:
     """Return one split as rows with `premise`, `hypothesis` and `label`.
 
-    The same rows on every machine; no (premise, hypothesis) pair occurs twice, within a split or across splits.
-    The labels are balanced. Raises DataError for an unknown split.
+    The same rows on every machine, the labels balanced. No pair of texts occurs twice in a split, no premise
+    occurs in two splits. Raises DataError for an unknown split.
     """
     if split not in SIZES:
         raise DataError(
@@ -36,44 +38,58 @@ def rows(split: str) -> list[dict[str, str]]:
             where="task.splits",
             fix=f"choose one of {', '.join(SIZES)}",
         )
-    rng = Random(_SEED)
+    rng = Random(f"{_SEED} {split}")
+    one_verb, two_verbs = _premises(split)
     seen: set[tuple[str, str]] = set()
     made: list[dict[str, str]] = []
-    for name, size in SIZES.items():
-        made = []
-        while len(made) < size:
-            label = LABELS[len(made) % len(LABELS)]
-            texts = _pair(rng, label)
-            if texts not in seen:
-                seen.add(texts)
-                made.append({"premise": texts[0], "hypothesis": texts[1], "label": label})
-        if name == split:
-            break
+    while len(made) < SIZES[split]:
+        label = LABELS[len(made) % len(LABELS)]
+        facts = one_verb if rng.random() < _SAME_VERB else two_verbs
+        texts = _texts(rng, facts, label)
+        while texts in seen:  # draw again from the same facts, so that the shares stay as they are
+            texts = _texts(rng, facts, label)
+        seen.add(texts)
+        made.append({"premise": texts[0], "hypothesis": texts[1], "label": label})
     rng.shuffle(made)
     return made
 
 
-def _pair(rng: Random, label: str) -> tuple[str, str]:
-    first, second, third, fourth = rng.sample(_NAMES, 4)
-    verbs = rng.choice(_OPPOSITES)
-    verb = rng.randrange(2)
-    other_verb = verb if rng.random() < _SAME_VERB else 1 - verb
-    facts = [(first, verb, second), (third, other_verb, fourth)]
-    premise = " and ".join(f"{subject} {verbs[word]} {obj}" for subject, word, obj in facts)
+def _premises(split: str) -> tuple[list[tuple[_Fact, _Fact]], list[tuple[_Fact, _Fact]]]:
+    """Return the split's own premises: those whose facts have one verb, and those with two."""
+    found = []
+    for same in (True, False):
+        every = [
+            ((first, verb, second), (third, verb if same else 1 - verb, fourth))
+            for first, second, third, fourth in permutations(_NAMES, 4)
+            for verb in (0, 1)
+        ]
+        Random(_SEED).shuffle(every)
+        start = 0
+        for name, share in _PREMISES.items():
+            stop = start + round(share * len(every))
+            if name == split:
+                found.append(every[start:stop])
+            start = stop
+    return found[0], found[1]
 
-    if rng.random() < _SECOND:
-        facts.reverse()
-    (subject, word, obj), (other_subject, _, other_object) = facts
+
+def _texts(rng: Random, premises: list[tuple[_Fact, _Fact]], label: str) -> tuple[str, str]:
+    facts = list(rng.choice(premises))
+    premise = " and ".join(_clause(*fact) for fact in facts)
+    rng.shuffle(facts)
+    (subject, verb, obj), (other_subject, _, other_object) = facts
     if label == "contradiction":
-        word = 1 - word
+        verb = 1 - verb
     elif label == "neutral":
-        word = rng.randrange(2)
+        verb = rng.randrange(2)
         if rng.random() >= _RECOMBINED:
             subject, obj = obj, subject
         elif rng.random() < 0.5:
             subject = other_subject
         else:
             obj = other_object
-    if rng.random() < _PASSIVE:
-        return premise, f"{obj} was {verbs[word]} by {subject}"
-    return premise, f"{subject} {verbs[word]} {obj}"
+    return premise, _clause(subject, verb, obj)
+
+
+def _clause(subject: str, verb: int, obj: str) -> str:
+    return f"{subject} {_VERBS[verb]} {obj}"

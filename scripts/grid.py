@@ -1,0 +1,119 @@
+"""Run the grid of the README for a given time and print its table; cells that did not finish read "not run".
+
+    python scripts/grid.py --minutes 60 [--processes 2] [OVERRIDE ...]
+
+The same as `kdlab train -m experiment=cpu/grid`, one process per task. Give it again to go on where it stopped.
+With --table it only prints the table of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+TASKS = {"glue/stsb": "STS-B (Pearson-Spearman)", "glue/cola": "CoLA (MCC)", "glue/rte": "RTE (accuracy)"}
+METHODS = ("ft", "kd", "cr_ild")
+SEEDS = (1, 2, 3)
+NAME = "cpu-grid"
+
+
+def command(task: str, processes: int, overrides: list[str]) -> list[str]:
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    words = ["experiment=cpu/grid", f"task={task}", f"name={NAME}", f"hardware.threads={threads}", *overrides]
+    return [sys.executable, "-m", "kdlab", "train", "-m", *words]
+
+
+def run(minutes: float, processes: int, overrides: list[str]) -> None:
+    """Start the tasks, `processes` at a time; stop what still runs when the time is over."""
+    deadline = time.monotonic() + 60 * minutes
+    waiting, running = list(TASKS), {}
+    logs = Path("outputs") / "sweeps" / NAME
+    logs.mkdir(parents=True, exist_ok=True)
+    while (waiting or running) and time.monotonic() < deadline:
+        while waiting and len(running) < processes:
+            task = waiting.pop(0)
+            log = open(logs / f"{task.replace('/', '_')}.log", "a", encoding="utf-8")
+            running[task] = subprocess.Popen(command(task, processes, overrides), stdout=log, stderr=subprocess.STDOUT)
+        time.sleep(1)
+        running = {task: process for task, process in running.items() if process.poll() is None}
+    for process in running.values():
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def results() -> list[dict[str, Any]]:
+    files = sorted((Path("outputs") / "sweeps" / NAME).glob("*/result.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: mean and standard deviation of the selected dev score, x 100."""
+    lines = ["| | " + " | ".join(TASKS.values()) + " |", "|---|" + "---:|" * len(TASKS)]
+    rows = {"majority or mean": [_majority(found, task) for task in TASKS]}
+    rows["teacher"] = [_teacher(found, task) for task in TASKS]
+    rows |= {method: [_cell(found, task, method) for task in TASKS] for method in METHODS}
+    return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()])
+
+
+def _of(found: list[dict[str, Any]], task: str, method: str | None = None) -> list[dict[str, Any]]:
+    return [one for one in found if one["run"]["task"] == task and method in (None, one["run"]["method"])]
+
+
+def _majority(found: list[dict[str, Any]], task: str) -> str:
+    for one in _of(found, task):
+        return f"{100 * one['majority']['dev'][one['metric']]:.1f}"
+    return "not run"
+
+
+def _teacher(found: list[dict[str, Any]], task: str) -> str:
+    for one in _of(found, task):
+        if one["teacher"]:
+            return f"{100 * one['teacher']['scores']['dev'][one['metric']]['selected']:.1f}"
+    return "not run"
+
+
+def _cell(found: list[dict[str, Any]], task: str, method: str) -> str:
+    runs = {one["run"]["seed"]: one for one in _of(found, task, method)}
+    if not runs:
+        return "not run"
+    scores = [100 * one["scores"]["dev"][one["metric"]]["selected"] for one in runs.values()]
+    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    missing = "" if len(scores) == len(SEEDS) else f" ({len(scores)} of {len(SEEDS)} seeds)"
+    return f"{statistics.fmean(scores):.1f}{spread}{missing}"
+
+
+def spent(found: list[dict[str, Any]]) -> str:
+    """Seconds of training in all, and how many were saved because runs shared artifacts."""
+    alone = sum(sum(one["seconds_of_stages"].values()) for one in found)
+    once: dict[str, float] = {}
+    for one in found:
+        for label, artifact in one["artifacts"].items():
+            once[artifact] = one["seconds_of_stages"][label]
+    shared = sum(once.values())
+    return f"{len(found)} runs: {shared / 60:.1f} minutes of stages; without sharing {alone / 60:.1f} minutes"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    given, overrides = parser.parse_known_args()
+    started = time.monotonic()
+    if not given.table:
+        run(given.minutes, given.processes, overrides)
+    found = results()
+    print(table(found))
+    print(f"\n{spent(found)}; wall time of this call {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Two processes on one machine (gloo, CPU) train as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import two_processes
+from kdlab.artifacts import Store
+from kdlab.engine import loop
+from kdlab.engine.metrics_log import MetricsLog
+
+HERE = Path(__file__).parent
+RUN = ["task=demo/nli", "model=tiny", "debug=fast", "tracking=none", "hardware=cpu"]
+
+
+def launch(*command: str, folder: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run `python COMMAND` in `folder`, in so many processes at once."""
+    words = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        words += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    done = subprocess.run(
+        [*words, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    launch(str(HERE / "two_processes.py"), str(folder), folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", two_processes.CASES)
+def test_uncoupled_training_is_that_of_one_process(
+    case: str, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "build_optimizer", loop.build_optimizer)  # `uncoupled` sets its own
+    start = two_processes.toy.encoder(layers=1, seed=2).state_dict()
+    weights, history = two_processes.uncoupled(case, tmp_path)
+    moved = max(float((weights[name] - start[name]).abs().max()) for name in weights)
+    assert moved > 0.01
+    for rank in (0, 1):
+        found = load_file(two / f"{case}-{rank}.safetensors")
+        for name, wanted in weights.items():
+            torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-6)
+    assert json.loads((two / f"{case}-0.json").read_text()) == history
+    pairs = zip(MetricsLog.read(two / case / "metrics.jsonl"), MetricsLog.read(tmp_path / "metrics.jsonl"), strict=True)
+    for found_point, point in pairs:
+        assert found_point.pop("stage") == point.pop("stage")
+        assert found_point == pytest.approx(point, rel=1e-4)
+
+
+@pytest.mark.parametrize("target", ["student", "ema"])
+def test_a_broken_off_job_continues_bit_for_bit(target: str, two: Path) -> None:
+    """Mixed inputs, dropout, consistency; the clean view runs without gradient between forward and backward."""
+    whole = [load_file(two / f"{target}-whole-{rank}.safetensors") for rank in (0, 1)]
+    history = json.loads((two / f"{target}-whole-0.json").read_text())
+    assert (history["selected_step"], history["last_step"]) == (6, 9)
+    assert two_processes.toy.same(*whole)
+    for kill in (4, 7):
+        for rank in (0, 1):
+            again = load_file(two / f"{target}-killed-{kill}-{rank}.safetensors")
+            assert two_processes.toy.same(again, whole[0])
+        assert json.loads((two / f"{target}-killed-{kill}-0.json").read_text()) == history
+        logs = [(two / f"{target}-{name}" / "metrics.jsonl").read_bytes() for name in ("whole", f"killed-{kill}")]
+        assert logs[0] == logs[1] != b""
+
+
+def student(folder: Path) -> dict[str, torch.Tensor]:
+    (found,) = folder.glob("outputs/runs/*/student/model.safetensors")
+    return load_file(found)
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    (found,) = folder.glob("outputs/runs/*/result.json")
+    return dict(json.loads(found.read_text())["scores"])
+
+
+def test_the_whole_command_in_two_processes(tmp_path: Path) -> None:
+    done = launch("-m", "kdlab", "train", "method=cr_ild", *RUN, folder=tmp_path)
+    assert not (tmp_path / "outputs" / "artifacts" / "building").is_dir() or not list(
+        (tmp_path / "outputs" / "artifacts" / "building").iterdir()
+    )
+    assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 1
+    assert Store(tmp_path / "outputs" / "artifacts").verify() == []
+    assert 0.0 <= scores(tmp_path)["dev"]["accuracy"] <= 1.0
+    assert all(tensor.isfinite().all() for tensor in student(tmp_path).values())
+    lines = (done.stdout + done.stderr).splitlines()
+    for stage in ("prepare", "teacher", "layers", "logits", "evaluate_student"):
+        assert sum(line.startswith(f"done  {stage}:") for line in lines) == 1
+    noise = ("Warning", "warn", "Traceback", "error:")
+    assert not [line for line in lines if any(word in line for word in noise) and "weak" not in line]
+
+
+def test_fine_tuning_in_two_processes_gives_the_student_of_one(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        launch("-m", "kdlab", "train", "method=ft", *RUN, folder=tmp_path / str(processes), processes=processes)
+    one, two = student(tmp_path / "1"), student(tmp_path / "2")
+    for name, wanted in one.items():
+        torch.testing.assert_close(two[name], wanted, rtol=0, atol=1e-5)
+    assert scores(tmp_path / "1") == pytest.approx(scores(tmp_path / "2"))
