@@ -72,7 +72,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("hardware.threads", _at_least(0), "must be 0 (as torch chooses) or more"),
     ("hardware.micro_batch", _at_least(0), "must be 0 (the whole batch) or more"),
     ("hardware.eval_batch", _at_least(1), "must be 1 or more"),
-    ("hardware.checkpoint_seconds", _positive, "must be more than 0"),
+    ("hardware.checkpoint_seconds", _at_least(0), "must be 0 (after every step) or more"),
     ("debug.steps", _at_least(1), "must be 1 or more"),
     ("debug.rows", _at_least(1), "must be 1 or more"),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdlab import __version__
-from kdlab.errors import KdlabError
+from kdlab.errors import ConfigError, KdlabError
 
 if TYPE_CHECKING:
     from kdlab.compose import Composition, Job
@@ -99,6 +99,7 @@ def train(words: list[str]) -> int:
     warn_of(composition)
     if not composition.multirun:
         return compose.launch(words, train_one, composition)[0]
+    refuse_bad_plans(composition)
     sweep = sweep_folder(composition)
     names = {tuple(job.overrides): job.name for job in composition.jobs}
     codes = compose.launch(words, partial(train_job, sweep=sweep, names=names), composition)
@@ -111,6 +112,7 @@ def train_one(run: Run, overrides: list[str]) -> int:
     from kdlab.rundir import RunDirectory, default_name
 
     graph = plan(run, pins())
+    pins().require()
     run.name = run.name or default_name(run, graph)
     folder = RunDirectory(Path(run.outputs) / "runs" / run.name, run, graph, group=None, overrides=overrides)
     return execute(folder)
@@ -125,6 +127,7 @@ def train_job(run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[
     folder = sweep / name
     try:
         graph = plan(run, pins())
+        pins().require()
         run.name = name
         directory = RunDirectory(folder, run, graph, group=sweep.name, overrides=overrides)
         if directory.result() is not None and not run.fresh:
@@ -199,7 +202,7 @@ def execute(folder: Any, *, brief: bool = False) -> int:
             )
         except KdlabError as error:
             folder.write_failure(str(error))
-            screen.note(f"failed: {error}")
+            screen.kept.note(f"failed: {error}")
             raise
         targets = {name: outcome.artifacts[stage.fingerprint] for name, stage in graph.targets.items()}
         found = result.build(run, targets, dict(done), outcome.seconds)
@@ -218,10 +221,11 @@ def execute(folder: Any, *, brief: bool = False) -> int:
 
 
 class Both:
-    """Two displays as one: the terminal, and the run's console.log."""
+    """Two displays as one: the terminal's, and the one that is kept in the run's console.log."""
 
-    def __init__(self, *displays: Display) -> None:
-        self.displays = displays
+    def __init__(self, shown: Display, kept: Display) -> None:
+        self.kept = kept
+        self.displays = (shown, kept)
 
     def stage_started(self, label: str, why: str = "") -> None:
         for display in self.displays:
@@ -306,6 +310,7 @@ def show_plan(words: list[str]) -> int:
         return 0
     composition = compose.jobs(words)
     warn_of(composition)
+    refuse_bad_plans(composition)
     targets: dict[str, Stage] = {}
     for job in composition.jobs:
         graph = plan(job.run, pins())
@@ -319,6 +324,22 @@ def show_plan(words: list[str]) -> int:
         console.print(f"unpinned: {note}", markup=False, soft_wrap=True)
     console.print("~ is an estimate, or known only when the data is prepared", soft_wrap=True)
     return 0
+
+
+def refuse_bad_plans(composition: Composition) -> None:
+    """Say all that is wrong with any job before the first one starts; what else a job meets is its own matter."""
+    from kdlab.methods import plan
+
+    problems: dict[str, None] = {}
+    for job in composition.jobs:
+        try:
+            plan(job.run, pins())
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+        except KdlabError:
+            continue
+    if problems:
+        raise ConfigError(list(problems))
 
 
 def warn_of(composition: Composition) -> None:

@@ -191,7 +191,7 @@ class Hardware:
     threads: int = 0  # 0: as torch chooses
     micro_batch: int = 0  # rows per forward pass and process; 0: the whole batch
     eval_batch: int = 64
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = 60.0  # at least so long between two checkpoints; 0: after every step
 
 
 @dataclass(kw_only=True)

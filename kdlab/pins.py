@@ -54,6 +54,17 @@ class Pins:
             return self._local("dataset", source.path)
         return Pinned({"demo": source.demo})
 
+    def require(self) -> None:
+        """Refuse to go on while anything is unpinned."""
+        notes = [pinned.note for pinned in self.known.values() if pinned.note]
+        if notes:
+            raise HubError(
+                "; ".join(notes),
+                where=endpoint(),
+                fix="connect to the Hub once, or give local folders (model.teacher.id=FOLDER, task.source.path=FILE); "
+                "`kdlab doctor` tells what is reachable",
+            )
+
     def _pin(self, kind: Kind, name: str, revision: str | None) -> Pinned:
         key = (kind, name, revision)
         if key not in self.known:
@@ -93,7 +104,8 @@ def content_hash(path: Path) -> str:
 def _hub(kind: Kind, name: str, revision: str | None) -> Pinned:
     commit, why = _commit(kind, name, revision or "main")
     if commit is None:
-        return Pinned({"id": name, "revision": UNPINNED}, note=why)
+        what = "model" if kind == "model" else "data set"
+        return Pinned({"id": name, "revision": UNPINNED}, note=f"{what} {name}: {why}")
     config = None
     if kind == "model":
         config = _model_config(name, commit)

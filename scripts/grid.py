@@ -40,8 +40,10 @@ def run(minutes: float, processes: int, overrides: list[str]) -> None:
     while (waiting or running) and time.monotonic() < deadline:
         while waiting and len(running) < processes:
             task = waiting.pop(0)
-            log = open(logs / f"{task.replace('/', '_')}.log", "a", encoding="utf-8")
-            running[task] = subprocess.Popen(command(task, processes, overrides), stdout=log, stderr=subprocess.STDOUT)
+            with open(logs / f"{task.replace('/', '_')}.log", "a", encoding="utf-8") as log:
+                running[task] = subprocess.Popen(
+                    command(task, processes, overrides), stdout=log, stderr=subprocess.STDOUT
+                )
         time.sleep(1)
         running = {task: process for task, process in running.items() if process.poll() is None}
     for process in running.values():

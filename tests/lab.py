@@ -16,6 +16,16 @@ from kdlab import cli
 
 TINY = "task=demo/nli model=tiny debug=fast task.max_length=32 tracking=none hardware.threads=1"
 
+# A teacher of 4 layers and a student of 2, whatever model=tiny is like: for tests that change one of the two.
+SIZES = (
+    "model_type: bert, hidden_size: 64, num_attention_heads: 4, intermediate_size: 128, "
+    "max_position_embeddings: 64, num_hidden_layers: {layers}"
+)
+PAIR = (
+    "model=tiny model.teacher.init=random model.student.init=random model.student.num_layers=null "
+    f"'model.teacher.config={{{SIZES.format(layers=4)}}}' 'model.student.config={{{SIZES.format(layers=2)}}}'"
+)
+
 
 @dataclass
 class Done:

@@ -144,14 +144,15 @@ def test_only_composition_knows_hydra() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "config", "graph", "artifacts", "catalog", "checks", "compose", "completion", "methods", "pins"]
-    + ["runner", "rundir", "provenance", "report.graph", "report.store", "report.summary", "report.result", "report.card"],
+    [
+        *("cli", "config", "graph", "artifacts", "catalog", "checks", "compose", "completion", "methods", "pins"),
+        *("runner", "rundir", "provenance"),
+        *("report.graph", "report.store", "report.summary", "report.result", "report.card"),
+    ],
 )
 def test_nothing_heavy_loads_with(module: str) -> None:
     code = f"import sys, kdlab.{module}; print(*[name for name in sys.argv[1:] if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *sorted(HEAVY)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, *sorted(HEAVY)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 

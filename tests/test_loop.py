@@ -135,9 +135,7 @@ def test_clipping_is_to_the_norm_of_the_mean_gradient(tmp_path: Path, recorder: 
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_every_step_has_the_rate_of_the_schedule(
-    schedule: str, tmp_path: Path, recorder: type[Recorder]
-) -> None:
+def test_every_step_has_the_rate_of_the_schedule(schedule: str, tmp_path: Path, recorder: type[Recorder]) -> None:
     plan = toy.plan(epochs=3, schedule=schedule, warmup=0.3, lr=0.5)
     fit(toy.Words(), toy.label_step, toy.batches(18), plan, toy.context(tmp_path))
     wanted = [0.5 * rate(schedule, step=step, steps=15, warmup=0.3) for step in range(15)]
@@ -190,9 +188,7 @@ def test_training_goes_on_in_training_mode_after_an_evaluation(tmp_path: Path) -
         modes.append(model.training)
         return toy.label_step(wrapped, batch, progress)
 
-    fit(
-        model, step, toy.batches(), toy.plan(eval_steps=3), toy.context(tmp_path), evaluate=Judge(model, *[0.1] * 4)
-    )
+    fit(model, step, toy.batches(), toy.plan(eval_steps=3), toy.context(tmp_path), evaluate=Judge(model, *[0.1] * 4))
     assert modes == [True] * 10
     assert not model.training
 
@@ -252,7 +248,9 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     def step(model: nn.Module, batch: Batch, progress: Progress) -> Loss:
         logits = model(batch)
         extra = logits.sum(-1) * (math.nan if progress.step == wrong else 0.1)
-        return Loss.of({"label": (1.0, hard_label(logits, batch["labels"], kind="classification")), "extra": (1.0, extra)})
+        return Loss.of(
+            {"label": (1.0, hard_label(logits, batch["labels"], kind="classification")), "extra": (1.0, extra)}
+        )
 
     model = toy.Words()
     context = toy.context(tmp_path, seconds=0.0)
@@ -260,7 +258,14 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
         fit(model, step, data, toy.plan(lr=0.25), context)
     text = str(caught.value)
     rows = next(data.epoch(1, start=2))[0]["index"].tolist()
-    for part in ("stage 'toy'", "step 7 of 10", "parts not finite: extra", "rate 0.25", str(rows), "weights are finite"):
+    for part in (
+        "stage 'toy'",
+        "step 7 of 10",
+        "parts not finite: extra",
+        "rate 0.25",
+        str(rows),
+        "weights are finite",
+    ):
         assert part in text
     assert [path.name for path in checkpoint.checkpoints(context.work)] == ["checkpoint-7"]
     kept = checkpoint.read_tensors(context.work / "checkpoint-7", "model")
@@ -278,7 +283,7 @@ def test_weights_that_are_not_finite_are_told_from_a_bad_batch(tmp_path: Path) -
                 wrapped.linear.weight.fill_(math.inf)
         return toy.label_step(wrapped, batch, progress)
 
-    with pytest.raises(TrainingError, match="the weights linear.weight were already not finite"):
+    with pytest.raises(TrainingError, match=r"the weights linear\.weight were already not finite"):
         fit(toy.Words(), step, toy.batches(), toy.plan(precision="fp32"), toy.context(tmp_path))
 
 
@@ -302,9 +307,7 @@ def idle_step(weight: Callable[[Progress], float]) -> Step:
         (lambda progress: 0.1, []),
     ],
 )
-def test_idle_terms_are_told_once(
-    weight: Callable[[Progress], float], warned: list[str], tmp_path: Path
-) -> None:
+def test_idle_terms_are_told_once(weight: Callable[[Progress], float], warned: list[str], tmp_path: Path) -> None:
     told: list[str] = []
     plan = toy.plan(epochs=4, expected=("label", "extra"))
     fit(toy.Words(), idle_step(weight), toy.batches(), plan, toy.context(tmp_path, warn=told.append))

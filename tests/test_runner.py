@@ -153,7 +153,11 @@ def test_everything_runs_once_and_in_order(walk: Walk) -> None:
     outcome = walk.run(graph)
     assert CALLS == outcome.ran == walk.finished == ["data", "teacher", "student"]
     assert walk.text(student) == "data data teacher student"
-    assert walk.screen.lines[:3] == ["run data: needed by teacher, student", "done data", "run teacher: needed by student"]
+    assert walk.screen.lines[:3] == [
+        "run data: needed by teacher, student",
+        "done data",
+        "run teacher: needed by student",
+    ]
     assert walk.screen.lines[-2:] == ["run student: needed by result", "done student"]
     assert outcome.artifacts[student.fingerprint].facts == {"parts": 2}
 
@@ -322,7 +326,9 @@ def test_a_hit_made_by_other_code_is_marked(walk: Walk, monkeypatch: pytest.Monk
     monkeypatch.setattr(provenance, "code", lambda: "9.9.9+abc")
     mine = provenance.versions()["kdlab"]
     assert walk.run(graph).ran == []
-    assert walk.screen.lines == [f"hit {label}: by other code: kdlab {mine}" for label in ("data", "teacher", "student")]
+    assert walk.screen.lines == [
+        f"hit {label}: by other code: kdlab {mine}" for label in ("data", "teacher", "student")
+    ]
 
 
 def test_the_code_version_is_that_of_the_sources() -> None:
@@ -331,7 +337,9 @@ def test_the_code_version_is_that_of_the_sources() -> None:
 
 
 def test_nothing_runs_while_a_revision_is_unknown(walk: Walk) -> None:
-    loose = Stage(f"{__name__}:make", "teacher", values={"text": "", "revision": UNPINNED}, inputs={"data": stage("data")})
+    loose = Stage(
+        f"{__name__}:make", "teacher", values={"text": "", "revision": UNPINNED}, inputs={"data": stage("data")}
+    )
     graph = Graph.of({"teacher": loose})
     assert walk.states(graph) == {"data": "run", "teacher": "run"}
     with pytest.raises(HubError, match="stage 'teacher'") as caught:

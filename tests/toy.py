@@ -54,9 +54,7 @@ def encoder(*, layers: int = 2, hidden: int = 16, dropout: float = 0.0, seed: in
         "initializer_range": 0.2,
     }
     spec = {"init": "random", "config": config}
-    model = load_encoder(
-        spec, num_labels=CLASSES, kind="classification", labels=None, attention="eager", seed=seed
-    )
+    model = load_encoder(spec, num_labels=CLASSES, kind="classification", labels=None, attention="eager", seed=seed)
     return Tapped(model)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import toy
+from kdlab import cli
 from kdlab.engine import device, loop
 from kdlab.engine.loop import Batch, Loss, Progress, Scores, fit
 from kdlab.models.ema import MovingAverage
@@ -21,6 +23,7 @@ from kdlab.stages.distill import LayerStep
 from kdlab.stages.encoder import parameters_without_gradient
 
 CASES = ("label", "logits", "layers")
+RUN = ("task=demo/nli", "model=tiny", "debug=fast", "tracking=none", "hardware=cpu")
 
 
 class Killed(Exception):
@@ -99,10 +102,15 @@ def coupled(out: Path, *, target: str, kill: int | None = None) -> tuple[dict[st
     idle = parameters_without_gradient(model, lambda: layers.loss(model, batch, None, 0.0).total)
     with device.frozen(idle):
         context = toy.context(out, seconds=0.0)
-        history = fit(
-            model, step, data, plan, context, evaluate=evaluate, state=state, after_step=after_step
-        )
+        history = fit(model, step, data, plan, context, evaluate=evaluate, state=state, after_step=after_step)
     return toy.copied(model.state_dict()), asdict(history)
+
+
+def fine_tune(folder: Path) -> None:
+    """The whole command, without layer distillation."""
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    assert cli.main(["train", "method=ft", *RUN]) == 0
 
 
 def main(folder: Path) -> None:
@@ -122,6 +130,7 @@ def main(folder: Path) -> None:
     for name, (weights, history) in found.items():
         save_file(weights, folder / f"{name}-{world.rank}.safetensors")
         (folder / f"{name}-{world.rank}.json").write_text(json.dumps(history))
+    fine_tune(folder / "ft")
     torch.distributed.destroy_process_group()
 
 

@@ -189,6 +189,7 @@ class _Trainer:
         self.log = MetricsLog(context.out / "metrics.jsonl") if self.world.first else None
         self.saved_at = self.logged_at = time.monotonic()
         self.saved_step = 0
+        self.wide = torch.float32 if accelerator.device.type == "mps" else torch.float64  # mps has no float64
         self.step_seconds = 0.0
 
     @property
@@ -222,7 +223,7 @@ class _Trainer:
                 self.accelerator.backward(loss.total * real)
             names, weights = list(loss.parts), loss.weights
             counted = [loss.total.detach(), loss.count, batch["attention_mask"].sum(), *loss.parts.values()]
-            values.append(torch.stack([value.double() for value in counted]) * real)
+            values.append(torch.stack([value.to(self.wide) for value in counted]) * real)
         total, count, tokens, *sums = device.total(torch.stack(values).sum(0)).tolist()
         parts = dict(zip(names, sums, strict=True))
         if not np.isfinite(total):

@@ -32,7 +32,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from kdlab.config import Distillation, Encoder, Fit, LayerFit, Run
@@ -76,7 +76,9 @@ def _encoders(run: Run) -> dict[str, Encoder]:
     assert isinstance(method, Distillation)
     student = run.model.student
     if student.init == "cut":
-        student = Encoder(**{**asdict(student), "id": run.model.teacher.id, "revision": run.model.teacher.revision})
+        teacher = run.model.teacher
+        config = {**teacher.config, **student.config}
+        student = replace(student, id=teacher.id, revision=teacher.revision, config=config)
     if method.stages == ["student"] and student.init != "cut":
         return {"student": student}
     if method.stages == ["teacher"]:
@@ -149,6 +151,9 @@ class _Builder:
         values = {**pinned.values, "init": encoder.init, "config": dict(encoder.config), "head": encoder.head}
         if encoder.init == "cut":
             values["layers"] = _kept(encoder)
+            values["config"] = {**self.run.model.teacher.config, **encoder.config}
+            if self.run.model.teacher.init == "random":
+                values["base_seed"] = self.method.teacher_seed
         return values, {} if pinned.place is None else {argument: pinned.place}
 
     def finetuned(self, side: str, data: Stage, *, seed: int) -> Stage:
@@ -319,7 +324,7 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
         try:
             available(str(config.get("model_type")))
         except KdlabError as error:
-            problems.append(f"model.{side}: {error.what}")
+            problems.append(f"model.{side}: {error.what}; {error.fix}")
             configs[side] = None
             continue
         problems += _head_problems(run, side, config) + _label_problems(run, side, config)

@@ -179,7 +179,10 @@ def num_heads(config: Mapping[str, Any]) -> int:
 
 
 def longest_input(config: Mapping[str, Any]) -> int | None:
-    """Most tokens that the position embeddings reach; None: there are none. roberta and mpnet count from padding + 1."""
+    """Most tokens that the position embeddings reach; None: there are none.
+
+    roberta, xlm-roberta and mpnet number positions from the padding id + 1 on.
+    """
     kind = config.get("model_type")
     if kind == "modernbert" or not _value(config, "position_biased_input", True):
         return None

@@ -41,7 +41,8 @@ def load_encoder(
 ) -> PreTrainedModel:
     """A ...ForSequenceClassification in fp32 and eval mode.
 
-    spec: the keys of `kdlab.config.Encoder`, plus "path", a local folder that takes the place of `id`.
+    spec: the keys of `kdlab.config.Encoder`, plus "path", a local folder that takes the place of `id`, and "base_seed",
+      from which a teacher without an id was made: its student is cut out of what it was before training.
       init "pretrained": the weights of path or id; "cut": of these, the layers `layers` (from 0) or the first
       `num_layers`; "random": new weights for the config of path or id, or for `config` alone.
     kind: "classification" or "regression"; labels: names of the classes by id.
@@ -53,7 +54,7 @@ def load_encoder(
     """
     init = spec.get("init", "pretrained")
     source: str | None = spec.get("path") or spec.get("id")
-    if source is None and init != "random":
+    if source is None and init != "random" and spec.get("base_seed") is None:
         raise ModelError(
             f"a model with init: {init} needs an id",
             where="model",
@@ -70,10 +71,12 @@ def load_encoder(
     if init == "random":
         return _new(config, attention, seed)
 
-    assert source is not None
-    with seeded(seed):
-        model, info = _load_weights(source, config, attention, spec.get("revision"))
-    _check_fit(model, info, source)
+    if source is None:
+        model = _new(config, attention, spec["base_seed"])
+    else:
+        with seeded(seed):
+            model, info = _load_weights(source, config, attention, spec.get("revision"))
+        _check_fit(model, info, source)
     if init == "cut":
         layers = spec.get("layers")
         if layers is None and spec.get("num_layers") is None:

@@ -65,10 +65,16 @@ def plan_table(graph: Graph, store: Store, fresh: Sequence[str]) -> Table:
         "",
         "",
         "",
-        f"~ {duration(seconds)}" if totals else "0 s",
-        f"~ {megabytes(bytes_)}" if totals else "0",
+        _sum(duration(seconds), known=seconds > 0, any_left=bool(totals)),
+        _sum(megabytes(bytes_), known=bytes_ > 0, any_left=bool(totals)),
     )
     return table
+
+
+def _sum(text: str, *, known: bool, any_left: bool) -> str:
+    if not any_left:
+        return "0"
+    return f"~ {text}" if known else UNKNOWN
 
 
 def _number(value: int | None, stage: Stage) -> str:

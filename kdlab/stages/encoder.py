@@ -86,7 +86,7 @@ class TaskData:
 def new_model(spec: Mapping[str, Any], data: TaskData, *, seed: int, kernel: str) -> Tapped:
     """The model that a specification describes; `init: cut` keeps the named layers of the pre-trained base."""
     config = dict(spec.get("config", {}))
-    if spec["init"] == "random" and not spec.get("id") and not spec.get("path"):
+    if not spec.get("id") and not spec.get("path"):  # made of its configuration, cut or whole
         config |= {"vocab_size": len(data.tokenizer), "pad_token_id": data.tokenizer.pad_token_id}
     model = load_encoder(
         {**spec, "config": config},

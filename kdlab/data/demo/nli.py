@@ -2,8 +2,10 @@
 
 A premise states two facts about four people, a hypothesis one. It follows (entailment), its opposite follows
 (contradiction), or neither (neutral: the two roles are swapped, or one role is filled from the other fact).
-Neutral hypotheses use words of the premise only, so the words alone say almost nothing about the label: a
-model must bind each verb to its subject and its object.
+Neutral hypotheses use words of the premise only, so the words alone say little about the label: a model must bind
+each verb to its subject and its object. Some premises state one fact only; they are the easy rows from which a model
+trained from scratch learns to compare. The annotator of train was careless: a fifth of its labels are wrong. Those of
+validation and test are right.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ _NAMES = ("Anna", "Ben", "Carl", "Dora", "Emil", "Fred", "Gina")
 _VERBS = ("helped", "hindered")
 _PREMISES = {"train": 0.7, "validation": 0.15, "test": 0.15}  # share of all premises
 _SAME_VERB = 0.25  # share of rows where both facts of the premise have one verb
+_ONE_FACT = 0.45  # share of the rows that are no contradiction whose premise states one fact
+_CARELESS = 0.2  # share of training labels that are wrong
 _RECOMBINED = 0.15  # share of neutral hypotheses that mix the two facts; the others swap the roles of one
 
 _Fact = tuple[str, int, str]  # subject, index of the verb, object
@@ -29,8 +33,8 @@ _Fact = tuple[str, int, str]  # subject, index of the verb, object
 def rows(split: str) -> list[dict[str, str]]:
     """Return one split as rows with `premise`, `hypothesis` and `label`.
 
-    The same rows on every machine, the labels balanced. No pair of texts occurs twice in a split, no premise
-    occurs in two splits. Raises DataError for an unknown split.
+    The same rows on every machine, the right labels balanced. Of premises with two facts, no pair of texts occurs
+    twice in a split, and none occurs in two splits. Raises DataError for an unknown split.
     """
     if split not in SIZES:
         raise DataError(
@@ -44,13 +48,20 @@ def rows(split: str) -> list[dict[str, str]]:
     made: list[dict[str, str]] = []
     while len(made) < SIZES[split]:
         label = LABELS[len(made) % len(LABELS)]
-        facts = one_verb if rng.random() < _SAME_VERB else two_verbs
-        texts = _texts(rng, facts, label)
-        while texts in seen:  # draw again from the same facts, so that the shares stay as they are
+        if label != "contradiction" and rng.random() < _ONE_FACT:
+            texts = _one_fact(rng, label)
+        else:
+            facts = one_verb if rng.random() < _SAME_VERB else two_verbs
             texts = _texts(rng, facts, label)
-        seen.add(texts)
+            while texts in seen:  # draw again from the same facts, so that the shares stay as they are
+                texts = _texts(rng, facts, label)
+            seen.add(texts)
         made.append({"premise": texts[0], "hypothesis": texts[1], "label": label})
     rng.shuffle(made)
+    if split == "train":
+        for row in made:
+            if rng.random() < _CARELESS:
+                row["label"] = rng.choice([label for label in LABELS if label != row["label"]])
     return made
 
 
@@ -89,6 +100,13 @@ def _texts(rng: Random, premises: list[tuple[_Fact, _Fact]], label: str) -> tupl
         else:
             obj = other_object
     return premise, _clause(subject, verb, obj)
+
+
+def _one_fact(rng: Random, label: str) -> tuple[str, str]:
+    subject, obj = rng.sample(_NAMES, 2)
+    verb = rng.randrange(2)
+    premise = _clause(subject, verb, obj)
+    return premise, premise if label == "entailment" else _clause(obj, verb, subject)
 
 
 def _clause(subject: str, verb: int, obj: str) -> str:
