@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,11 @@ class Store:
         return found
 
     def artifacts(self) -> list[Artifact]:
-        """All published artifacts, oldest first."""
-        found = [self.find(path.parent.name) for path in self.root.glob(f"*/{MANIFEST}")]
+        """All published artifacts whose manifest can be read, oldest first."""
+        found = []
+        for path in self.root.glob(f"*/{MANIFEST}"):
+            with suppress(StoreError):
+                found.append(self.find(path.parent.name))
         return sorted(
             (artifact for artifact in found if artifact is not None),
             key=lambda artifact: (artifact.manifest["made"]["at"], artifact.path.name),
@@ -193,6 +196,11 @@ class Store:
     def verify(self) -> list[str]:
         """Compare every file with its checksum; one line per damage found."""
         damage = []
+        for path in sorted(self.root.glob(f"*/{MANIFEST}")):
+            try:
+                self.find(path.parent.name)
+            except StoreError as error:
+                damage.append(f"{path.parent.name}/{MANIFEST}: {error.what}")
         for artifact in self.artifacts():
             expected = artifact.manifest["files"]
             present = {path.relative_to(artifact.path).as_posix(): path for path in files_below(artifact.path)}

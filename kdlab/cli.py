@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdlab import __version__
-from kdlab.errors import ConfigError, KdlabError
+from kdlab.errors import ConfigError, KdlabError, bug
 
 if TYPE_CHECKING:
     from kdlab.compose import Composition, Job
@@ -66,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return VERBS[verb](rest)
     except KdlabError as error:
-        if os.environ.get("KDLAB_DEBUG"):
-            raise
+        show_traceback()
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
@@ -77,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if os.environ.get("KDLAB_DEBUG"):
-            raise
-        print(
-            f"error: kdlab itself failed: {type(error).__name__}: {error}\n"
-            "  fix:   this is a bug; KDLAB_DEBUG=1 shows where, please report it",
-            file=sys.stderr,
-        )
+        show_traceback()
+        print(f"error: {bug(error)}", file=sys.stderr)
         return EXIT_BUG
+
+
+def show_traceback() -> None:
+    if os.environ.get("KDLAB_DEBUG"):
+        traceback.print_exc()
 
 
 # train and plan ----------------------------------------------------------------------------------------------------
@@ -103,7 +103,12 @@ def train(words: list[str]) -> int:
     sweep = sweep_folder(composition)
     names = {tuple(job.overrides): job.name for job in composition.jobs}
     codes = compose.launch(words, partial(train_job, sweep=sweep, names=names), composition)
-    return report_sweep(composition, sweep, codes)
+    return report_sweep(composition, sweep, codes) if first_process() else max(codes)
+
+
+def first_process() -> bool:
+    """Of those that torchrun started: the one that speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def train_one(run: Run, overrides: list[str]) -> int:
@@ -130,14 +135,14 @@ def train_job(run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[
         pins().require()
         run.name = name
         directory = RunDirectory(folder, run, graph, group=sweep.name, overrides=overrides)
-        if directory.result() is not None and not run.fresh:
-            print(f"done  {name}: finished before")
-            return 0
-        print(f"job   {name}")
-        return execute(directory, brief=True)
-    except KdlabError as error:
+        finished = directory.result() is not None and not run.fresh
+        if first_process():
+            print(f"done  {name}: finished before" if finished else f"job   {name}", flush=True)
+        return 0 if finished else execute(directory, brief=True)
+    except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.txt").write_text(f"{error}\n", encoding="utf-8")
+        text = str(error) if isinstance(error, KdlabError) else bug(error)
+        (folder / "failure.txt").write_text(f"{text}\n", encoding="utf-8")
         raise
 
 
@@ -156,10 +161,9 @@ def execute(folder: Any, *, brief: bool = False) -> int:
     from kdlab.rundir import points
 
     run, graph = folder.run, folder.graph
-    first = os.environ.get("RANK", "0") == "0"
     store = Store(run.store)
     done: list[tuple[str, Artifact]] = []
-    if not first:
+    if not first_process():
         runner.run(graph, store, hardware=run.hardware, fresh=run.fresh, screen=Display(quiet=True), **_silent())
         return 0
     folder.open()

@@ -42,7 +42,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override, open_dic
 from omegaconf.errors import OmegaConfBaseException
 
 from kdlab import catalog, checks, config
-from kdlab.errors import ConfigError, KdlabError
+from kdlab.errors import ConfigError, KdlabError, bug
 
 CONFIG_NAME = "train"
 SCHEMAS = {
@@ -174,8 +174,10 @@ class _Task:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            if os.environ.get("KDLAB_DEBUG"):
+                traceback.print_exc()
+            print(f"error: {bug(error)}", file=sys.stderr)
             return 1
 
 

@@ -35,6 +35,14 @@ class ConfigError(KdlabError):
         super().__init__("\n".join([f"{head}:", *(f"  - {problem}" for problem in self.problems)]))
 
 
+def bug(error: Exception) -> str:
+    """What to say of an exception that is no `KdlabError`."""
+    return (
+        f"kdlab itself failed: {type(error).__name__}: {error}\n"
+        "  fix:   this is a bug; KDLAB_DEBUG=1 shows where, please report it"
+    )
+
+
 class DataError(KdlabError):
     """A data set is missing, unreadable, or not what its task says."""
 

@@ -55,6 +55,7 @@ class Stage:
     )  # paths of local things, by the value that names their content
     after: tuple[Stage, ...] = ()  # must have passed before this one starts; not part of the identity
     version: int = 1  # raised when the function's result changes for the same values
+    of_machine: bool = False  # tells of this machine, so that a run elsewhere is still the same run
     parallel: bool = False  # run by all processes of a distributed job, not only the first
     work: Work = field(default_factory=Work)
 
@@ -127,8 +128,8 @@ class Graph:
         return chosen
 
     def identity(self) -> str:
-        """Fingerprint of the whole run: what its targets are made of."""
-        named = {name: stage.fingerprint for name, stage in self.targets.items()}
+        """Fingerprint of the whole run: what its targets are made of, wherever it runs."""
+        named = {name: stage.fingerprint for name, stage in self.targets.items() if not stage.of_machine}
         return hashlib.sha256(canonical(named).encode()).hexdigest()
 
     def describe(self) -> list[dict[str, Any]]:

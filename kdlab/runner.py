@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import resource
@@ -172,6 +173,7 @@ def _build(
     started = time.monotonic()
     with disk_errors(f"stage '{stage.label}'", out):
         _call(stage, store, context)
+        gc.collect()  # models and optimisers are in reference cycles: let go of them before the next stage
         seconds = time.monotonic() - started
         if stage.work.parameters is not None and "trained_tokens" in context.facts:
             flops = 2 * stage.work.cost * stage.work.parameters * context.facts["trained_tokens"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -47,7 +46,7 @@ def run(minutes: float, processes: int, overrides: list[str]) -> None:
         time.sleep(1)
         running = {task: process for task, process in running.items() if process.poll() is None}
     for process in running.values():
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait()
 
 

@@ -154,7 +154,7 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "seconds", "every"), [("fp32", 0.0, 2), ("fp32", 1e9, 3), ("bf16", 0.0, 7), ("bf16", 1e9, 7)]
+    ("precision", "seconds", "every"), [("fp32", 0.0, 1), ("fp32", 1e9, 3), ("bf16", 0.0, 7), ("bf16", 1e9, 7)]
 )
 def test_killed_at_any_moment_and_given_again(
     precision: str, seconds: float, every: int, run: Callable[..., dict[str, Any]], tmp_path: Path
@@ -164,9 +164,7 @@ def test_killed_at_any_moment_and_given_again(
     moments = whole["moments"]
     assert moments.count("step") == STEPS and "between best weights and checkpoint" in moments
     assert moments.count("before a checkpoint") == (5 + 1 if seconds == 0.0 else 3)
-    chosen = range(0, len(moments), every)
-    assert every > 3 or {moments[moment] for moment in chosen} == set(moments)
-    for moment in chosen:
+    for moment in range(0, len(moments), every):
         out = tmp_path / f"killed-{moment}"
         with pytest.raises(Killed):
             run(out, kill=moment, precision=precision, seconds=seconds)

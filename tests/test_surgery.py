@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_taps import CONFIGS, LAYERS, batch_for, kind_of, stock_inputs, tiny
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForSequenceClassification,
@@ -24,6 +23,7 @@ from transformers import (
 from kdlab.errors import HubError, ModelError
 from kdlab.models.encoder import load_encoder, load_saved, save_student
 from kdlab.models.surgery import cut
+from test_taps import CONFIGS, LAYERS, batch_for, kind_of, stock_inputs, tiny
 
 TASK: dict[str, Any] = {
     "num_labels": 3,

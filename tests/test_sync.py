@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb_file
 
+import wandb_file
 from kdlab.config import Tracking
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.errors import TrackingError

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb_file
 
+import wandb_file
 from kdlab.config import Tracking
 from kdlab.engine.tracking import Tracker, key_configured, redact, resolve_mode
 from kdlab.errors import TrackingError

@@ -153,7 +153,9 @@ def fit(
             trainer.save_if_due()
             if not trainer.running:
                 break
-    return trainer.finish()
+    history = trainer.finish()
+    accelerator.free_memory()
+    return history
 
 
 class _Trainer:

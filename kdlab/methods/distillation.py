@@ -102,7 +102,7 @@ class _Builder:
     def data(self) -> Stage:
         run, task = self.run, self.run.task
         source = self.pins.source(task.source)
-        limited = task.train_limit is not None or task.dev_limit is not None or run.debug.rows is not None
+        limited = task.train_limit is not None or task.dev_limit is not None
         prepared = Stage(
             "kdlab.stages.prepare:prepare",
             "prepare",
@@ -255,6 +255,7 @@ class _Builder:
             f"measure_{side}",
             values={"machine": machine},
             inputs={"model": model, "data": data},
+            of_machine=True,
         )
 
     def graph(self, data: Stage, student: Stage, teacher: Stage | None = None) -> Graph:

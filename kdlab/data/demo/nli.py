@@ -3,8 +3,8 @@
 A premise states two facts about four people, a hypothesis one. It follows (entailment), its opposite follows
 (contradiction), or neither (neutral: the two roles are swapped, or one role is filled from the other fact).
 Neutral hypotheses use words of the premise only, so the words alone say little about the label: a model must bind
-each verb to its subject and its object. Some premises state one fact only; they are the easy rows from which a model
-trained from scratch learns to compare. The annotator of train was careless: a fifth of its labels are wrong. Those of
+each verb to its subject and its object. In train, some premises state one fact, twice: easy rows from which a model
+made from scratch learns to compare. The annotator of train was careless: a fifth of its labels are wrong. Those of
 validation and test are right.
 """
 
@@ -23,7 +23,7 @@ _NAMES = ("Anna", "Ben", "Carl", "Dora", "Emil", "Fred", "Gina")
 _VERBS = ("helped", "hindered")
 _PREMISES = {"train": 0.7, "validation": 0.15, "test": 0.15}  # share of all premises
 _SAME_VERB = 0.25  # share of rows where both facts of the premise have one verb
-_ONE_FACT = 0.45  # share of the rows that are no contradiction whose premise states one fact
+_ONE_FACT = 0.45  # share of the training rows that are no contradiction whose premise states one fact
 _CARELESS = 0.2  # share of training labels that are wrong
 _RECOMBINED = 0.15  # share of neutral hypotheses that mix the two facts; the others swap the roles of one
 
@@ -48,7 +48,7 @@ def rows(split: str) -> list[dict[str, str]]:
     made: list[dict[str, str]] = []
     while len(made) < SIZES[split]:
         label = LABELS[len(made) % len(LABELS)]
-        if label != "contradiction" and rng.random() < _ONE_FACT:
+        if split == "train" and label != "contradiction" and rng.random() < _ONE_FACT:
             texts = _one_fact(rng, label)
         else:
             facts = one_verb if rng.random() < _SAME_VERB else two_verbs
@@ -105,8 +105,8 @@ def _texts(rng: Random, premises: list[tuple[_Fact, _Fact]], label: str) -> tupl
 def _one_fact(rng: Random, label: str) -> tuple[str, str]:
     subject, obj = rng.sample(_NAMES, 2)
     verb = rng.randrange(2)
-    premise = _clause(subject, verb, obj)
-    return premise, premise if label == "entailment" else _clause(obj, verb, subject)
+    fact = _clause(subject, verb, obj)
+    return f"{fact} and {fact}", fact if label == "entailment" else _clause(obj, verb, subject)
 
 
 def _clause(subject: str, verb: int, obj: str) -> str:
