@@ -218,7 +218,7 @@ class Store:
     def prune(self, keep: Collection[str], *, older_than_days: float = 0.0, remove: bool) -> list[tuple[str, int]]:
         """Names and bytes of artifacts, and of interrupted work, that are not in `keep`; removes them if asked.
 
-        What another process builds or reads at this moment is locked and left alone.
+        What another process builds at this moment is locked and left alone; what one reads is safe only in `keep`.
         """
         from filelock import FileLock, Timeout
 

@@ -40,7 +40,7 @@ def entries(group: str, config_dir: str | Path | None = None) -> list[tuple[str,
         roots.append(Path(config_dir))
     for root in roots:
         for name, file in _yaml_files(root / folder, ""):
-            found.setdefault(name, _description(file.read_text(encoding="utf-8")))
+            found.setdefault(name, _description(file.read_bytes().decode("utf-8", errors="replace")))
     return sorted(found.items())
 
 

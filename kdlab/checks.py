@@ -99,6 +99,9 @@ def check(run: Run) -> list[str]:
         problems += _distillation(run, run.method)
     if run.name is not None and not re.fullmatch(r"\w[\w.,=+-]*", run.name):
         problems.append(f"name={run.name}: names a folder; letters, digits and . , = + - _ only")
+    for key in ("store", "outputs"):
+        if not getattr(run, key).strip():
+            problems.append(f"{key}=: names a folder; for the current one write {key}=.")
     if run.select_on == "heldout" and run.task.heldout == 0:
         problems.append(
             "select_on=heldout: task.heldout=0 keeps no training rows for it; "
@@ -133,10 +136,9 @@ def labels(run: Run) -> list[str]:
     if isinstance(run.method, Distillation):
         stages = run.method.stages
         found += [stage for stage in TRAINED if stage in stages]
-        if "teacher" in stages:
+        if "teacher" in stages and len(stages) > 1:
             found += ["evaluate_teacher", "vet", "measure_teacher"]
-        if set(stages) != {"teacher"}:
-            found += ["evaluate_student", "measure_student"]
+        found += ["evaluate_student", "measure_student"]  # the last model, also where it is the teacher
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdlab import __version__
-from kdlab.errors import ConfigError, KdlabError, bug
+from kdlab.errors import ConfigError, KdlabError, StoreError, bug
 
 if TYPE_CHECKING:
     from kdlab.compose import Composition, Job
@@ -117,7 +117,7 @@ def train_one(run: Run, overrides: list[str]) -> int:
     from kdlab.rundir import RunDirectory, default_name
 
     graph = plan(run, pins())
-    pins().require()
+    pins().require(run, graph)
     run.name = run.name or default_name(run, graph)
     folder = RunDirectory(Path(run.outputs) / "runs" / run.name, run, graph, group=None, overrides=overrides)
     return execute(folder)
@@ -132,7 +132,7 @@ def train_job(run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[
     folder = sweep / name
     try:
         graph = plan(run, pins())
-        pins().require()
+        pins().require(run, graph)
         run.name = name
         directory = RunDirectory(folder, run, graph, group=sweep.name, overrides=overrides)
         finished = directory.result() is not None and not run.fresh
@@ -140,14 +140,27 @@ def train_job(run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[
             print(f"done  {name}: finished before" if finished else f"job   {name}", flush=True)
         return 0 if finished else execute(directory, brief=True)
     except Exception as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = str(error) if isinstance(error, KdlabError) else bug(error)
-        (folder / "failure.txt").write_text(f"{text}\n", encoding="utf-8")
+        if first_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            text = str(error) if isinstance(error, KdlabError) else bug(error)
+            (folder / "failure.txt").write_text(f"{text}\n", encoding="utf-8")
         raise
 
 
 def execute(folder: Any, *, brief: bool = False) -> int:
-    """Run a planned run in its folder, and show the result."""
+    """Run a planned run in its folder, and show the result; of two processes with the same run, one waits."""
+    from kdlab.artifacts import Store
+
+    def waiting() -> None:
+        print(f"wait  {folder.path}: another process is at this run", flush=True)
+
+    if not first_process():
+        return execute_alone(folder, brief=brief)
+    with Store(folder.run.store).locked(f"run-{folder.run_id}", waiting):
+        return execute_alone(folder, brief=brief)
+
+
+def execute_alone(folder: Any, *, brief: bool) -> int:
     from dataclasses import asdict, replace
 
     from rich.console import Console
@@ -381,6 +394,8 @@ def show_list(words: list[str]) -> int:
     arguments.add_argument("group", choices=list(catalog.GROUPS))
     arguments.add_argument("--config-dir", "-cd", help="a folder of your own with further options")
     given = arguments.parse_args(words)
+    if given.config_dir is not None and not Path(given.config_dir).is_dir():
+        raise ConfigError([f"--config-dir {given.config_dir}: no such folder"])
     entries = catalog.entries(given.group, given.config_dir)
     width = max((len(name) for name, _ in entries), default=0)
     for name, about in entries:
@@ -427,6 +442,12 @@ def store(words: list[str]) -> int:
         return EXIT_USER if damage else 0
     from kdlab.rundir import used_artifacts
 
+    if not Path(given.outputs).is_dir() and shelf.artifacts():
+        raise StoreError(
+            f"there is no folder {given.outputs}, so every artifact would look unused",
+            where="--outputs",
+            fix="give the folder that holds your runs/ and sweeps/; an empty one to keep nothing",
+        )
     chosen = shelf.prune(used_artifacts(Path(given.outputs)), older_than_days=given.older_than, remove=given.yes)
     for name, size in chosen:
         console.print(f"{'removed' if given.yes else 'unused'}  {name}  {size / 1e6:.1f} MB")

@@ -167,6 +167,8 @@ class _Task:
         return self.call(self.jobs[HydraConfig.get().job.num])
 
     def call(self, job: Job) -> int:
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # processes that no longer agree must not start the next job
+            return self.function(job.run, job.overrides)
         try:
             return self.function(job.run, job.overrides)
         except KdlabError as error:
@@ -536,7 +538,7 @@ class _Composer:
                 continue
             for path, value in _leaves(loaded):
                 try:
-                    OmegaConf.update(cfg, path, value, merge=True)
+                    cfg.merge_with(_nested(path, value))
                 except (OmegaConfBaseException, ValueError) as error:
                     self.problem(f"{file}: {schema.explain(path, value, error)}")
         return cfg
@@ -809,6 +811,13 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield path, value
     elif prefix:
         yield prefix, node
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    """One value in the sections that its path names; unlike OmegaConf.update, merges into null sections too."""
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return cast(dict[str, Any], value)
 
 
 def _is_typed(node: DictConfig) -> bool:

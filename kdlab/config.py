@@ -184,7 +184,7 @@ class Distillation(Method):
 
 @dataclass(kw_only=True)
 class Hardware:
-    """Placement only: nothing here enters a fingerprint."""
+    """Placement: none of it enters a model's fingerprint, but for the rows of a pass that mixes its inputs."""
 
     name: str = REQUIRED
     device: str = choice("auto", "auto", "cpu", "cuda", "mps")

@@ -30,6 +30,7 @@ class Work:
     examples: int | None = None  # per epoch
     epochs: int = 1
     batch_size: int = 1
+    drop_last: bool = False
     max_steps: int | None = None
     parameters: int | None = None  # of the model that is trained or run
     cost: float = 3.0  # forward passes' worth of arithmetic per token: 1 evaluation, 3 training
@@ -38,7 +39,8 @@ class Work:
     def steps(self) -> int | None:
         if self.examples is None:
             return None
-        steps = -(-self.examples // self.batch_size) * self.epochs
+        whole, left = divmod(self.examples, self.batch_size)
+        steps = (whole + (1 if left and not self.drop_last else 0)) * self.epochs
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdlab.artifacts import checksum, files_below
-from kdlab.config import Encoder, Source
+from kdlab.config import Encoder, Run, Source
 from kdlab.errors import DataError, HubError, ModelError
-from kdlab.graph import UNPINNED
+from kdlab.graph import UNPINNED, Graph
 
 Kind = Literal["model", "dataset"]
 
@@ -54,10 +54,11 @@ class Pins:
             return self._local("dataset", source.path)
         return Pinned({"demo": source.demo})
 
-    def require(self) -> None:
-        """Refuse to go on while anything is unpinned."""
-        notes = [pinned.note for pinned in self.known.values() if pinned.note]
-        if notes:
+    def require(self, run: Run, graph: Graph) -> None:
+        """Refuse to go on while anything of the run is unpinned; other jobs of a sweep are their own matter."""
+        own = {run.model.teacher.id, run.model.student.id, run.task.source.hub}
+        notes = [pinned.note for (_, name, _), pinned in self.known.items() if pinned.note and name in own]
+        if notes and not all(stage.pinned for stage in graph):
             raise HubError(
                 "; ".join(notes),
                 where=endpoint(),
@@ -68,7 +69,14 @@ class Pins:
     def _pin(self, kind: Kind, name: str, revision: str | None) -> Pinned:
         key = (kind, name, revision)
         if key not in self.known:
-            local = kind == "model" and Path(name).expanduser().is_dir()
+            place = Path(name).expanduser()
+            local = kind == "model" and place.is_dir()
+            if kind == "model" and not local and (place.is_absolute() or place.is_file() or name.startswith(".")):
+                raise ModelError(
+                    f"{name} is a file, no model folder" if place.is_file() else f"there is no folder {name}",
+                    where="model",
+                    fix="give a folder with config.json, weights and tokenizer, or owner/name on the Hub",
+                )
             self.known[key] = self._local(kind, name) if local else _hub(kind, name, revision)
         return self.known[key]
 
@@ -124,8 +132,16 @@ def _commit(kind: Kind, name: str, revision: str) -> tuple[str | None, str | Non
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import validate_repo_id
 
     where = f"{'model' if kind == 'model' else 'data set'} {name}"
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise HubError(
+            f"'{name}' is neither a folder here nor a possible Hub id",
+            fix="give owner/name, or an existing folder",
+        ) from error
     if HF_HUB_OFFLINE:
         cached = _cached_commit(kind, name, revision)
         return cached, None if cached else "offline, and not in the local cache"
@@ -148,11 +164,6 @@ def _commit(kind: Kind, name: str, revision: str) -> tuple[str | None, str | Non
     except RevisionNotFoundError as error:
         raise HubError(
             f"{where} has no revision '{revision}'", where=endpoint(), fix="give a branch, tag or commit"
-        ) from error
-    except HFValidationError as error:
-        raise HubError(
-            f"'{name}' is neither a folder here nor a possible Hub id",
-            fix="give owner/name, or an existing folder",
         ) from error
     except Exception as error:
         cached = _cached_commit(kind, name, revision)

@@ -19,6 +19,7 @@ from typing import Any
 
 from kdlab.artifacts import Artifact, disk_errors, write_json
 from kdlab.config import Run
+from kdlab.engine.tracking import redact
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph
 
@@ -59,10 +60,8 @@ class RunDirectory:
         with disk_errors("creating the run's folder", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "failure.txt").unlink(missing_ok=True)
-            write_json(
-                self.path / "run.json",
-                {**self.identity(), "overrides": self.overrides, "identity": self.graph.identity()},
-            )
+            told = redact({**self.identity(), "overrides": self.overrides})
+            write_json(self.path / "run.json", {**told, "identity": self.graph.identity()})
             write_json(self.path / "graph.json", self.graph.describe())
 
     def refuse_another(self) -> None:

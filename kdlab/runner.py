@@ -90,7 +90,7 @@ def run(
             )
     started = time.monotonic()
     outcome = Outcome()
-    plan = _agreed(states(graph, store, fresh))
+    plan = _agreed(states(graph, store, fresh), hardware)
     again = graph.dependents(fresh)
     for stage in graph:
         if plan[stage.fingerprint] == "idle":
@@ -227,12 +227,13 @@ def _empty(folder: Path) -> None:
 HIT, RUN, FAILED = 0, 1, 2
 
 
-def _agreed(found: dict[str, State]) -> dict[str, State]:
+def _agreed(found: dict[str, State], hardware: Hardware) -> dict[str, State]:
     """The first process's view, in every process: others may have looked at the store a moment later."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return found
     from kdlab.engine import device
 
+    device.join(hardware)
     words = get_args(State)
     return {name: words[device.share(words.index(state))] for name, state in found.items()}
 

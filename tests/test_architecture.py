@@ -41,7 +41,7 @@ ALLOWED = {
     "stages": {*WORKERS, "artifacts"},
     "methods": {"graph", "pins", "models", "objectives"},  # of the last two only what needs no torch
     "runner": {"graph", "artifacts", "provenance", "engine"},  # engine: late, and only in distributed jobs
-    "rundir": {"artifacts", "graph"},
+    "rundir": {"artifacts", "graph", "engine"},
     "report": {"artifacts", "graph", "provenance", "runner", "engine"},
     "compose": {"catalog", "checks"},
     "completion": {"catalog", "compose"},

@@ -286,6 +286,9 @@ def test_store_ls_verify_prune(lab: Lab, even: str, tmp_path: Path) -> None:
     assert checked.code == 2 and f"damaged: {damaged.parent.name}/history.json: changed" in checked.out
     assert "fix:" in checked.out
 
+    refused = lab.command(f"store prune --store {store} --outputs {tmp_path / 'elsewhere'} --yes")
+    assert refused.code == 2 and "would look unused" in refused.err and "--outputs" in refused.err
+    (tmp_path / "elsewhere").mkdir()
     tried = lab.command(f"store prune --store {store} --outputs {tmp_path / 'elsewhere'}")
     assert tried.out.count("unused") == 5 and "--yes removes them" in tried.out
     assert sorted(path.name for path in store.iterdir() if (path / "manifest.json").exists()) == names
@@ -307,7 +310,7 @@ def test_no_secret_enters_a_file(lab: Lab, tmp_path: Path, monkeypatch: pytest.M
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     line = f"method=ft {TINY} tracking=wandb tracking.mode=offline".replace("tracking=none ", "")
-    done = lab.run(f"{line} method.student.lr=3e-4", outputs=tmp_path)
+    done = lab.run(f"{line} method.student.lr=3e-4 tracking.tags=[{SECRETS['HF_TOKEN']}]", outputs=tmp_path)
     assert done.code == 0, done.err
     files = [file for root in (tmp_path, lab.store) for file in root.rglob("*") if file.is_file()]
     wandb = [file for file in files if file.suffix == ".wandb"]

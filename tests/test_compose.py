@@ -149,6 +149,10 @@ MALFORMED = [
     ("precision=fp16 hardware=cpu", "a processor can't train in it"),
     ("fresh=[layer]", "did you mean layers?"),
     ("method=ft fresh=[teacher]", "no such stage here; allowed: prepare, tokenise, student"),
+    (
+        "method=kd method.stages=[teacher] fresh=[vet]",
+        "no such stage here; allowed: prepare, tokenise, teacher, evaluate_student, measure_student",
+    ),
     # no effect
     (
         "method=ft method.layers.lr=1e-4",

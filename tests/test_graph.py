@@ -190,6 +190,7 @@ def test_describe_is_plain_json_with_every_edge() -> None:
     [
         (Work(examples=10, batch_size=4, epochs=2), 6),
         (Work(examples=8, batch_size=4, epochs=2), 4),
+        (Work(examples=10, batch_size=4, epochs=2, drop_last=True), 4),
         (Work(examples=10, batch_size=4, epochs=2, max_steps=5), 5),
         (Work(examples=4, batch_size=4, max_steps=5), 1),
         (Work(batch_size=4, max_steps=5), None),

@@ -18,7 +18,7 @@ from kdlab.engine import checkpoint, loop
 from kdlab.engine.loop import Batch, Loss, Progress, Scores, Step, fit
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.engine.optimizer import rate
-from kdlab.errors import TrainingError
+from kdlab.errors import KdlabError, TrainingError
 from kdlab.objectives.logits import hard_label, soft_cross_entropy
 from kdlab.stages.distill import LayerStep
 
@@ -235,6 +235,7 @@ def test_no_epochs_leave_the_model_as_it_was(tmp_path: Path) -> None:
     assert (history.last_step, history.selected_step, history.evaluations) == (0, 0, [])
     assert toy.same(model.state_dict(), before)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert context.facts.pop("environment")["device"] == "cpu"
     assert context.facts == {"steps": 0, "selected_step": 0, "trained_tokens": 0}
 
 
@@ -375,6 +376,11 @@ def test_the_log_has_no_times_and_the_screen_has(tmp_path: Path) -> None:
     data = toy.batches()
     tokens = sum(int(micro["attention_mask"].sum()) for step in data.epoch(0) for micro in step)
     assert context.facts["trained_tokens"] == 2 * tokens == sum(point.get("tokens", 0) for point in points)
+
+
+def test_fp16_is_refused_where_it_would_be_fp32(tmp_path: Path) -> None:
+    with pytest.raises(KdlabError, match="can't train in fp16"):
+        fit(toy.Words(), toy.label_step, toy.batches(), toy.plan(precision="fp16"), toy.context(tmp_path))
 
 
 def test_bf16_trains_and_logs_fp32_losses(tmp_path: Path) -> None:

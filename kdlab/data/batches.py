@@ -39,6 +39,10 @@ class EncodedSplit:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def highest_token(self) -> int:
+        return int(self._tokens["input_ids"].max(initial=0))
+
     def collate(self, rows: np.ndarray[Any, Any], *, pad_token_id: int, width: int) -> dict[str, Any]:
         """input_ids, attention_mask, [token_type_ids] [B, width]; labels, index [B]: `rows` themselves. All
         on the CPU.

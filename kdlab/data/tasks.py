@@ -174,9 +174,11 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _scalar(value: Any) -> str | None:
-    """A JSON or Parquet scalar as the text a CSV file would hold."""
+    """A JSON or Parquet scalar as the text a CSV file would hold; None for NaN, as pandas writes a missing value."""
     if value is None or isinstance(value, str):
         return value
+    if value != value:
+        return None
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():

@@ -76,6 +76,12 @@ def accelerator(device: torch.device, precision: str) -> Any:
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    if precision == "fp16" and device.type == "cpu":  # accelerate would train in fp32 without a word
+        raise KdlabError(
+            "a processor can't train in fp16",
+            where="precision",
+            fix="take precision=bf16 or fp32, or a machine with a GPU",
+        )
     AcceleratorState._reset_state(reset_partial_state=False)
     mixed = {"fp32": "no"}.get(precision, precision)
     return Accelerator(
@@ -97,12 +103,18 @@ def prepare(accelerator: Any, model: torch.nn.Module, optimizer: torch.optim.Opt
         return accelerator.prepare(model, optimizer)
 
 
+def join(hardware: Hardware) -> None:
+    """Let the processes of a distributed job find each other, on the device that the run asks for."""
+    from accelerate import PartialState
+
+    PartialState(cpu=pick_device(hardware).type == "cpu", timeout=PATIENCE)
+
+
 def share(value: int) -> int:
     """The first process's value, in every process."""
     world = World.current()
     if world.size == 1:
         return value
-    _join()
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor([value], dtype=torch.int64, device=device)
     torch.distributed.broadcast(tensor, src=0)
@@ -119,15 +131,7 @@ def total(values: torch.Tensor) -> torch.Tensor:
 def wait() -> None:
     """Wait until every process is here."""
     if World.current().size > 1:
-        _join()
         torch.distributed.barrier()
-
-
-def _join() -> None:
-    if not torch.distributed.is_initialized():
-        from accelerate import PartialState
-
-        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 @contextmanager

@@ -423,6 +423,8 @@ class _Trainer:
             "threads": torch.get_num_threads(),
             "device": str(self.accelerator.device.type),
             "processes": self.world.size,
+            "attention": device.attention_kernel(self.accelerator.device, train=True),
+            "fused": bool(self.optimizer.defaults.get("fused")),
         }
 
     def resume(self) -> None:
@@ -465,6 +467,7 @@ class _Trainer:
             self.model.load_state_dict(load_file(_found(best)))
         device.wait()  # until all have read it: the first process removes it with `work`
         self.context.facts.update(steps=self.step, selected_step=history.selected_step, trained_tokens=self.tokens)
+        self.context.facts["environment"] = self.environment()
         self.model.eval()
         return history
 

@@ -290,6 +290,7 @@ class _Builder:
             examples=min([rows, *limits]) if rows is not None else None,
             epochs=fit.epochs,
             batch_size=fit.batch_size,
+            drop_last=fit.drop_last,
             max_steps=self.run.debug.steps,
             parameters=own,
             cost=cost or 3.0,
@@ -404,7 +405,7 @@ def _label_problems(run: Run, side: str, config: dict[str, Any]) -> list[str]:
     own = [str(names[key]) for key in sorted(names, key=int)]
     if all(name.upper().startswith("LABEL_") for name in own) or own == run.task.labels:
         return []
-    if sorted(own) == sorted(run.task.labels) or len(own) == len(run.task.labels):
+    if len(own) == len(run.task.labels):
         return [
             f"model.{side} was fine-tuned for the labels {_listed(own)}, the task has {_listed(run.task.labels)}: "
             "give task.labels in the model's order, or a model without a classification head"

@@ -222,10 +222,13 @@ def estimate_parameters(config: Mapping[str, Any]) -> int:
 
 def _value(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """A key of config.json by its common name, else the default of its architecture."""
+    stock = architecture(config.get("model_type")).defaults.get(name, default)
     for known in (name, _OTHER_NAMES.get(name, name)):
         if config.get(known) is not None:
+            if isinstance(stock, int) and not isinstance(config[known], int):
+                raise ModelError(f"the model's config has {known}={config[known]!r}, which is no whole number")
             return config[known]
-    return architecture(config.get("model_type")).defaults.get(name, default)
+    return stock
 
 
 def _relative(config: Mapping[str, Any], layers: int, width: int) -> int:

@@ -179,7 +179,7 @@ def _new(config: PreTrainedConfig, attention: str, seed: int) -> PreTrainedModel
                 dtype=torch.float32,
                 trust_remote_code=False,
             )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f"no model can be built from the config: {_first_line(error)}", where="model.config"
         ) from error
@@ -221,6 +221,9 @@ def _load_weights(
         ) from error
     except (SafetensorError, ValueError, RuntimeError, EOFError) as error:
         raise ModelError(f"the weights can't be read: {_first_line(error)}", where=source) from error
+    except (TypeError, LookupError, AttributeError) as error:
+        said = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelError(f"no model can be built from config.json: {said}", where=source) from error
     model.train(False)
     return model, info
 

@@ -202,7 +202,7 @@ def _encoder(spec: Mapping[str, Any], role: str) -> str:
         return f"{role}: {shown}, with random weights to begin with"
     if spec.get("init") == "cut":
         layers = spec.get("layers") or f"the first {spec.get('num_layers')}"
-        return f"{role}: layers of the teacher's pre-trained model ({layers})"
+        return f"{role}: layers of the teacher as it was before fine-tuning ({layers})"
     return f"{role}: {shown}"
 
 

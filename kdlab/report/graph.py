@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.table import Table
@@ -108,7 +108,7 @@ def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
     data = stage.inputs["data"]
     artifact = store.find(data.artifact) if data.pinned else None
     rows = work.examples if artifact is None else artifact.facts["rows"]["train"]
-    steps = _steps(rows, stage)
+    steps = replace(work, examples=rows).steps()
     size = None if work.parameters is None else float(work.parameters * BYTES_PER_PARAMETER)
     if steps is None or rows is None:
         return Estimate(bytes=size)
@@ -120,13 +120,6 @@ def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
     tokens = per_row * rows * work.epochs * share
     seconds = None if work.parameters is None else 2 * work.cost * work.parameters * tokens / speed
     return Estimate(steps, None if artifact is None else round(tokens), seconds, size)
-
-
-def _steps(rows: int | None, stage: Stage) -> int | None:
-    if rows is None:
-        return None
-    steps = -(-rows // stage.work.batch_size) * stage.work.epochs
-    return steps if stage.work.max_steps is None else min(steps, stage.work.max_steps)
 
 
 def _speed(store: Store) -> float:

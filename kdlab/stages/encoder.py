@@ -19,6 +19,7 @@ from kdlab.data.batches import Batches, EncodedSplit, open_encoded
 from kdlab.data.metrics import score
 from kdlab.engine import device
 from kdlab.engine.loop import History, Plan, Scores, Stateful, Step, fit
+from kdlab.errors import ModelError
 from kdlab.models.encoder import load_encoder, load_saved, save_student
 from kdlab.models.taps import Tapped
 
@@ -44,6 +45,12 @@ class TaskData:
 
     def split(self, name: str) -> EncodedSplit:
         return open_encoded(self.folder, name)
+
+    @property
+    def highest_token(self) -> int:
+        """The largest id that a batch can hold."""
+        found = [self.split(path.stem).highest_token for path in self.folder.glob("*.arrow")]
+        return max(int(self.tokenizer.pad_token_id), *found)
 
     def splits(self, *, labelled: bool) -> list[str]:
         """Names of the evaluation splits there are: heldout, dev, test and the task's further sets."""
@@ -96,6 +103,12 @@ def new_model(spec: Mapping[str, Any], data: TaskData, *, seed: int, kernel: str
         attention=kernel,
         seed=seed,
     )
+    if data.highest_token >= model.config.vocab_size:
+        raise ModelError(
+            f"the texts hold token {data.highest_token}, and the model knows {model.config.vocab_size} tokens",
+            where=str(spec.get("path") or spec.get("id")),
+            fix="check that tokenizer.json belongs to these weights",
+        )
     return Tapped(model, head=spec["head"])
 
 

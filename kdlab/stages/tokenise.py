@@ -122,6 +122,12 @@ def _pretrained(tokenizer: Mapping[str, Any]) -> PreTrainedTokenizerBase:
         ) from error
     if not fast.is_fast:
         raise ModelError("The model has no fast tokenizer (tokenizer.json).", where=where)
+    if len(fast) <= len(fast.all_special_tokens):  # transformers makes one up where a folder has no tokenizer files
+        raise ModelError(
+            "The model has no tokenizer: its vocabulary is empty.",
+            where=where,
+            fix="Put tokenizer.json (or vocab.txt) beside config.json.",
+        )
     if fast.pad_token_id is None:
         raise ModelError("The tokenizer has no padding token.", where=where, fix="Use the tokenizer of an encoder.")
     loaded: PreTrainedTokenizerBase = fast
