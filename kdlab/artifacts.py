@@ -12,15 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlab.errors import StoreError
+from kdlab.errors import HubError, KdlabError, StoreError, TrainingError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -47,7 +48,10 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
     """Turn the operating system's refusals into a `StoreError` that says what to do."""
     try:
         yield
-    except OSError as error:
+    except KdlabError:
+        raise
+    except Exception as error:
+        number = _refusal(error)
         fixes = {
             28: "free some space, or point `store=` and `outputs=` at another disk; finished work is kept",
             122: "raise the quota, or point `store=` and `outputs=` elsewhere; finished work is kept",
@@ -55,11 +59,18 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
             13: "make the folder writable, or point `store=` and `outputs=` elsewhere",
             20: "a file is in the way: point `store=` and `outputs=` at folders",
         }
-        if error.errno not in fixes:
+        if number not in fixes:
             raise
-        raise StoreError(
-            f"{doing} failed: {error.strerror}", where=str(error.filename or where), fix=fixes[error.errno]
-        ) from error
+        place = str(getattr(error, "filename", None) or where)
+        raise StoreError(f"{doing} failed: {os.strerror(number)}", where=place, fix=fixes[number]) from error
+
+
+def _refusal(error: Exception) -> int | None:
+    """The operating system's error number; safetensors and pyarrow have it in their text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    said = re.search(r"(?:os error |\[Errno )(\d+)", str(error))
+    return int(said.group(1)) if said else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -110,6 +121,12 @@ class Store:
                 where=str(manifest),
                 fix="remove the folder; the stage then runs again",
             ) from error
+        if not isinstance(content, dict) or not content.keys() >= {"format", "files", "made"}:
+            raise StoreError(
+                f"the manifest of {name} is not whole",
+                where=str(manifest),
+                fix="remove the folder; the stage then runs again",
+            )
         if content.get("format") != FORMAT:
             raise StoreError(
                 f"{name} has format {content.get('format')}, this kdlab reads format {FORMAT}",
@@ -201,19 +218,48 @@ class Store:
                 self.find(path.parent.name)
             except StoreError as error:
                 damage.append(f"{path.parent.name}/{MANIFEST}: {error.what}")
-        for artifact in self.artifacts():
-            expected = artifact.manifest["files"]
-            present = {path.relative_to(artifact.path).as_posix(): path for path in files_below(artifact.path)}
-            present.pop(MANIFEST, None)
-            for name in sorted(expected.keys() | present.keys()):
-                where = f"{artifact.path.name}/{name}"
-                if name not in present:
-                    damage.append(f"{where}: missing")
-                elif name not in expected:
-                    damage.append(f"{where}: not in the manifest")
-                elif checksum(present[name]) != expected[name]["sha256"]:
-                    damage.append(f"{where}: changed since it was published")
+        return damage + [line for artifact in self.artifacts() for line in self.damage(artifact)]
+
+    def damage(self, artifact: Artifact) -> list[str]:
+        """What of an artifact is not as it was published, one line for each file."""
+        damage = []
+        expected = artifact.manifest["files"]
+        present = {path.relative_to(artifact.path).as_posix(): path for path in files_below(artifact.path)}
+        present.pop(MANIFEST, None)
+        for name in sorted(expected.keys() | present.keys()):
+            where = f"{artifact.path.name}/{name}"
+            if name not in present:
+                damage.append(f"{where}: missing")
+            elif name not in expected:
+                damage.append(f"{where}: not in the manifest")
+            elif checksum(present[name]) != expected[name]["sha256"]:
+                damage.append(f"{where}: changed since it was published")
         return damage
+
+    @contextmanager
+    def reading(self, names: Iterable[str]) -> Iterator[None]:
+        """Where work on artifacts fails because one of them is damaged or gone, say that instead."""
+        try:
+            yield
+        except (StoreError, HubError, TrainingError):
+            raise
+        except Exception as error:
+            for name in names:
+                artifact = self.find(name)
+                if artifact is None:
+                    raise StoreError(
+                        f"{name} was removed from the store while the run was at work",
+                        where=str(self.path(name)),
+                        fix="give the same command again; `kdlab store prune` needs the --outputs of every run",
+                    ) from error
+                if lines := self.damage(artifact):
+                    more = f", and {len(lines) - 1} more files" if len(lines) > 1 else ""
+                    raise StoreError(
+                        f"an artifact is damaged: {lines[0]}{more}",
+                        where=str(artifact.path),
+                        fix="remove the folder; the next run makes it again (`kdlab store verify` looks at all)",
+                    ) from error
+            raise
 
     def prune(self, keep: Collection[str], *, older_than_days: float = 0.0, remove: bool) -> list[tuple[str, int]]:
         """Names and bytes of artifacts, and of interrupted work, that are not in `keep`; removes them if asked.

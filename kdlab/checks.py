@@ -164,6 +164,9 @@ def _no_effect(run: Run, path: str, given: Sequence[str]) -> str | None:
         return f"select_on={run.select_on}"
     if not isinstance(method, Distillation):
         return None
+    limits = (run.task.train_limit, run.task.dev_limit)
+    if path == "seed" and method.stages == ["teacher"] and limits == (None, None):
+        return "method.stages=[teacher] (a teacher is trained with method.teacher_seed)"
     lacks = {
         stage: f"method={method.name} (it has no stage '{stage}')" for stage in TRAINED if stage not in method.stages
     }

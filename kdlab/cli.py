@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from kdlab.errors import ConfigError, KdlabError, StoreError, bug
 
 if TYPE_CHECKING:
     from kdlab.compose import Composition, Job
-    from kdlab.config import Run
+    from kdlab.config import Hardware, Run
     from kdlab.engine.progress import Display
 
 EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 2, 1, 130
@@ -111,6 +112,16 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def agreed(answer: bool, hardware: Hardware) -> bool:
+    """The first process's answer, in all that torchrun started."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return answer
+    from kdlab.engine import device
+
+    device.join(hardware)
+    return bool(device.share(int(answer)))
+
+
 def train_one(run: Run, overrides: list[str]) -> int:
     """A single run, in outputs/runs/."""
     from kdlab.methods import plan
@@ -135,15 +146,16 @@ def train_job(run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[
         pins().require(run, graph)
         run.name = name
         directory = RunDirectory(folder, run, graph, group=sweep.name, overrides=overrides)
-        finished = directory.result() is not None and not run.fresh
+        finished = agreed(directory.result() is not None and not run.fresh, run.hardware)
         if first_process():
             print(f"done  {name}: finished before" if finished else f"job   {name}", flush=True)
         return 0 if finished else execute(directory, brief=True)
     except Exception as error:
         if first_process():
-            folder.mkdir(parents=True, exist_ok=True)
             text = str(error) if isinstance(error, KdlabError) else bug(error)
-            (folder / "failure.txt").write_text(f"{text}\n", encoding="utf-8")
+            with suppress(OSError):  # a full disk must not hide what went wrong
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "failure.txt").write_text(f"{text}\n", encoding="utf-8")
         raise
 
 
@@ -166,7 +178,7 @@ def execute_alone(folder: Any, *, brief: bool) -> int:
     from rich.console import Console
 
     from kdlab import runner
-    from kdlab.artifacts import Artifact, Store
+    from kdlab.artifacts import Artifact, Store, disk_errors
     from kdlab.engine.progress import Display
     from kdlab.engine.tracking import Tracker
     from kdlab.graph import Stage
@@ -185,6 +197,8 @@ def execute_alone(folder: Any, *, brief: bool) -> int:
     mode = "none" if cached and before is not None else run.tracking.mode
 
     with (
+        disk_errors("writing the run's folder", folder.path),
+        store.reading(artifact.path.name for _, artifact in done),
         open(folder.path / "console.log", "a", encoding="utf-8") as log,
         Display(console=Console(highlight=False)) as shown,
         Tracker(replace(run.tracking, mode=mode), **folder.identity(), folder=folder.path) as tracker,
@@ -223,7 +237,7 @@ def execute_alone(folder: Any, *, brief: bool) -> int:
             raise
         targets = {name: outcome.artifacts[stage.fingerprint] for name, stage in graph.targets.items()}
         found = result.build(run, targets, dict(done), outcome.seconds)
-        if before is None or outcome.ran:
+        if before is None or outcome.ran or not (folder.path / "student").is_dir():
             folder.write_student(targets["student"].path / "model", card.model_card(found, asdict(run)))
             folder.write_result(found)
         else:
@@ -233,6 +247,7 @@ def execute_alone(folder: Any, *, brief: bool) -> int:
             screen.note(f"warning: {line['stage']}: {line['text']}")
         if not brief:
             screen.table(summary.summary_table(found))
+            screen.table(summary.score_table(found))
         screen.note(f"result: {folder.path / 'result.json'}   student: {folder.path / 'student'}")
     return 0
 
@@ -307,7 +322,7 @@ def report_sweep(composition: Composition, sweep: Path, codes: Sequence[int]) ->
     console.print(f"{len(codes) - len(failed)} of {len(codes)} jobs finished: {sweep}", soft_wrap=True)
     for job in failed:
         file = sweep / job.name / "failure.txt"
-        reason = file.read_text(encoding="utf-8").strip() if file.exists() else "see above"
+        reason = (file.read_text(encoding="utf-8").strip() if file.exists() else "") or "see above"
         console.print(f"failed: {job.name}: {reason}", markup=False, soft_wrap=True)
     if failed:
         console.print("give the same command again: finished jobs are skipped, failed ones run", soft_wrap=True)

@@ -132,7 +132,7 @@ def _commit(kind: Kind, name: str, revision: str) -> tuple[str | None, str | Non
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     where = f"{'model' if kind == 'model' else 'data set'} {name}"
     try:

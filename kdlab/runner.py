@@ -172,7 +172,8 @@ def _build(
     )
     started = time.monotonic()
     with disk_errors(f"stage '{stage.label}'", out):
-        _call(stage, store, context)
+        with store.reading([other.artifact for other in stage.inputs.values()]):
+            _call(stage, store, context)
         gc.collect()  # models and optimisers are in reference cycles: let go of them before the next stage
         seconds = time.monotonic() - started
         if stage.work.parameters is not None and "trained_tokens" in context.facts:

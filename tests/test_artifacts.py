@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kdlab.artifacts import MANIFEST, Artifact, Store, disk_errors, write_json
-from kdlab.errors import StoreError
+from kdlab.errors import StoreError, TrainingError
 
 BUILDER = """
 import sys, time
@@ -203,8 +203,8 @@ def test_verify_names_a_manifest_that_cannot_be_read(store: Store) -> None:
     put(store, "whole-0")
     broken = put(store, "one-1").path / MANIFEST
     broken.write_text("{half")
-    with pytest.raises(StoreError, match="one-1"):
-        store.verify()
+    (line,) = store.verify()
+    assert line.startswith(f"one-1/{MANIFEST}: the manifest of one-1 can't be read")
 
 
 # pruning
@@ -308,6 +308,41 @@ def test_a_disk_that_refuses_is_a_store_error_with_a_fix(number: int, fix: str, 
     with pytest.raises(StoreError, match="saving failed") as caught, disk_errors("saving", tmp_path):
         raise OSError(number, os.strerror(number), str(tmp_path / "file"))
     assert fix in str(caught.value.fix) and caught.value.where == str(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),  # as of safetensors
+        OSError("[Errno 28] Error writing bytes to file"),  # as of pyarrow
+    ],
+)
+def test_a_refusal_that_only_the_text_tells(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(StoreError, match="saving failed: No space left"), disk_errors("saving", tmp_path):
+        raise error
+
+
+def test_damage_is_said_instead_of_what_comes_of_it(store: Store) -> None:
+    folder = put(store, "one-1", **{"a.txt": "a", "b.txt": "b"}).path
+    with pytest.raises(ValueError, match="own"), store.reading(["one-1"]):
+        raise ValueError("own")
+    (folder / "a.txt").unlink()
+    with pytest.raises(StoreError, match=r"damaged: one-1/a\.txt: missing") as caught, store.reading(["one-1"]):
+        (folder / "a.txt").read_text()
+    assert caught.value.where == str(folder) and "remove the folder" in str(caught.value.fix)
+    with pytest.raises(StoreError, match="two-2 was removed from the store"), store.reading(["two-2"]):
+        raise FileNotFoundError
+    with pytest.raises(TrainingError), store.reading(["one-1"]):
+        raise TrainingError("own")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1}'])
+def test_a_manifest_that_is_not_whole(store: Store, content: str) -> None:
+    file = put(store, "one-1").path / MANIFEST
+    file.write_text(content)
+    with pytest.raises(StoreError, match="manifest of one-1 is not whole"):
+        store.find("one-1")
+    assert store.artifacts() == [] and len(store.verify()) == 1
 
 
 def test_other_errors_of_the_system_are_left_as_they_are(tmp_path: Path) -> None:

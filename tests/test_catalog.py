@@ -42,7 +42,9 @@ def test_a_folder_of_the_user_adds_entries(tmp_path: Path) -> None:
     (tmp_path / "task" / "mine").mkdir(parents=True)
     (tmp_path / "task" / "mine" / "reviews.yaml").write_text("# @package task\n#\n# My reviews\nname: x\n", "utf-8")
     (tmp_path / "task" / "bare.yaml").write_text("name: x\n", "utf-8")
+    (tmp_path / "task" / "latin.yaml").write_bytes(b"# caf\xe9\nname: x\n")
     entries = dict(catalog.entries("tasks", tmp_path))
+    assert entries["latin"] == "caf\ufffd"
     assert entries["mine/reviews"] == "My reviews"
     assert entries["bare"] == ""
     assert "glue/rte" in entries

@@ -122,6 +122,8 @@ MALFORMED = [
     ("task.max_length=3", "must be 4 or more"),
     ("debug.steps=0", "must be 1 or more"),
     ("name=a/b", "names a folder"),
+    ("store=", "store=: names a folder"),
+    ("outputs=' '", "outputs=: names a folder"),
     # combinations
     ("task.kind=reasoning", "of the family distillation, which needs an encoder task"),
     ("model.kind=decoder", "is a decoder"),
@@ -159,6 +161,7 @@ MALFORMED = [
         "method.layers.lr has no effect for method=ft (it has no stage 'layers')",
     ),
     ("method=ft method.weak_teacher=warn", "method.weak_teacher has no effect"),
+    ("method=kd method.stages=[teacher] seed=7", "seed has no effect for method.stages=[teacher]"),
     ("method=ft model=distilbert model.teacher.id=x", "model.teacher.id has no effect for method=ft"),
     ("method=ft model.teacher.head=official", "model.teacher.head has no effect"),
     ("method=kd task.epochs.layers=2", "task.epochs.layers has no effect for method=kd"),
@@ -397,6 +400,11 @@ YAML = [
         "experiment/mine.yaml",
         "# @package _global_\nsed: 1\n",
         "experiment/mine.yaml: sed=1: unknown key; did you mean seed?",
+    ),
+    (
+        "experiment/mine.yaml",
+        "# @package _global_\nseed: x\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n",
+        "experiment/mine.yaml: seed=x: takes a whole number",
     ),
     (
         "experiment/mine.yaml",

@@ -19,7 +19,7 @@ from kdlab.data.metrics import score
 from kdlab.engine import checkpoint, device, loop
 from kdlab.engine.loop import Progress
 from kdlab.engine.metrics_log import MetricsLog
-from kdlab.errors import TrainingError
+from kdlab.errors import ModelError, TrainingError
 from kdlab.models.encoder import save_student
 from kdlab.models.taps import Tap, Tapped
 from kdlab.stages import distill, evaluate
@@ -119,6 +119,17 @@ def similarity(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind="regression",
         rows=None,
     )
+
+
+def test_a_model_with_another_vocabulary(nli: Path, tmp_path: Path) -> None:
+    task = TaskData(nli)
+    model = {**spec(1), "path": str(tmp_path), "config": {}}
+    for size in (task.highest_token + 1, task.highest_token):
+        (tmp_path / "config.json").write_text(json.dumps({**spec(1)["config"], "vocab_size": size}))
+        if size > task.highest_token:  # tokens that no batch holds do no harm
+            new_model(model, task, seed=1, kernel="eager")
+    with pytest.raises(ModelError, match=f"hold token {task.highest_token}, and the model knows {size} tokens"):
+        new_model(model, task, seed=1, kernel="eager")
 
 
 def untrained(folder: Path, data: Path, model: dict[str, Any], *, seed: int = 9) -> Path:

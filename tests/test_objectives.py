@@ -22,7 +22,7 @@ from kdlab.objectives.layers import (
     relation_cross_entropy,
 )
 from kdlab.objectives.logits import hard_label, scaled_mse, soft_cross_entropy
-from kdlab.objectives.mixup import folded_beta, mix, union
+from kdlab.objectives.mixup import folded_beta
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 
@@ -273,15 +273,6 @@ class TestLayerPairs:
 
 
 class TestMixup:
-    def test_mix_by_hand(self) -> None:
-        # the middle row is its own partner: 3/4 * 1 + 1/4 * 3 = 1.5, 2, 3/4 * 3 + 1/4 * 1 = 2.5
-        near(mix(torch.tensor([[1.0], [2.0], [3.0]]), 0.75), [[1.5], [2.0], [2.5]])
-
-    def test_union_by_hand(self) -> None:
-        mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]])
-        assert union(mask).tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
-        assert torch.equal(union(mask.bool()), union(mask).bool())
-
     def test_folded_beta_is_the_larger_share_of_the_draw(self) -> None:
         ratios = [folded_beta(np.random.default_rng(seed), 1.0) for seed in range(20)]
         draws = [float(np.random.default_rng(seed).beta(1.0, 1.0)) for seed in range(20)]

@@ -313,3 +313,33 @@ def test_unpinned_stages_have_no_identity_to_find_anything_by() -> None:
     graph = methods.plan(job.run, Pins())
     assert isinstance(graph, Graph) and not any(stage.pinned for stage in graph)
     assert pins.endpoint() == "https://huggingface.co"
+
+
+def test_what_can_be_no_model(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="there is no folder"):
+        Pins().model(Encoder(id=str(tmp_path / "absent")))
+    with pytest.raises(ModelError, match="is a file"):
+        Pins().model(Encoder(id=str(tmp_path / "file")))
+    with pytest.raises(HubError, match="neither a folder here nor a possible Hub id"):
+        Pins().model(Encoder(id="a/b/c"))
+
+
+def test_a_config_with_a_word_for_a_number(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", num_attention_heads="two")
+    words = [f"model.teacher.id={folder}", "model.student.num_layers=1", "model=bert_base_to_6", "task=demo/nli"]
+    with pytest.raises(ModelError, match="num_attention_heads='two'"):
+        methods.plan(compose.jobs(words).jobs[0].run, Pins())
+
+
+def test_one_job_of_a_sweep_does_not_need_what_another_lacks(tmp_path: Path) -> None:
+    known = Pins()
+    folder = model_folder(tmp_path / "model", num_hidden_layers=4)
+    common = ["model=bert_base_to_6", "model.student.num_layers=2", "task=demo/nli"]
+    whole, lacking = (
+        compose.jobs([*common, f"model.teacher.id={name}"]).jobs[0].run for name in (str(folder), "owner/absent")
+    )
+    graphs = [methods.plan(run, known) for run in (whole, lacking)]
+    known.require(whole, graphs[0])
+    with pytest.raises(HubError, match="owner/absent"):
+        known.require(lacking, graphs[1])

@@ -260,6 +260,16 @@ def test_a_full_disk_names_the_stage_and_keeps_the_checkpoint(walk: Walk) -> Non
     assert walk.states(graph)["teacher"] == "resume"
 
 
+def test_a_damaged_input_is_named(walk: Walk) -> None:
+    graph, data, *_ = chain()
+    walk.run(Graph.of({"data": data}))
+    file = walk.store.path(data.artifact) / "out.txt"
+    file.chmod(0o644)
+    file.write_bytes(b"\xff")
+    with pytest.raises(StoreError, match=f"damaged: {data.artifact}/out.txt: changed"):
+        walk.run(graph)
+
+
 # fresh
 
 

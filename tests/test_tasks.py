@@ -91,6 +91,7 @@ def test_a_very_long_field(tmp_path: Path) -> None:
         (["10", "9", "10"], None, [1, 0, 1]),
         ([1, 0, None], ["no", "yes"], [1, 0, None]),
         ([1.0, 0.0, None], ["no", "yes"], [1, 0, None]),
+        ([1.0, 0.0, float("nan")], None, [1, 0, None]),
         ([True, False, True], None, [1, 0, 1]),
     ],
 )

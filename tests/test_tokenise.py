@@ -162,6 +162,8 @@ def test_refused(tmp_path: Path, data: Path, bert: Path) -> None:
     with pytest.raises(ModelError):
         run(tmp_path / "c", data, tokenizer={"path": str(tmp_path / "broken")})
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match="its vocabulary is empty"):  # transformers makes one up
+        run(tmp_path / "g", data, tokenizer={"path": str(tmp_path / "broken")})
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError):
         run(tmp_path / "d", data, tokenizer={"path": str(tmp_path / "broken")})

@@ -232,6 +232,8 @@ class _Trainer:
             raise self.not_finite(total / count, {name: value / count for name, value in parts.items()}, micro_batches)
 
         norm = self.divide_and_clip(self.world.size / count)
+        if self.accelerator.scaler is None and not np.isfinite(norm):
+            raise self.not_finite(total / count, {"gradient": norm}, micro_batches)
         self.prepared.step()
         self.step += 1
         self.remember(total / count, {n: v / count for n, v in parts.items()}, weights, norm, int(count), int(tokens))

@@ -122,7 +122,8 @@ class _Builder:
             },
             places={} if source.place is None else {"source": source.place},
         )
-        side = "teacher" if "teacher" in self.models else "student"
+        side = "teacher" if self.models.get("teacher", Pinned({})).values else "student"
+        side = side if side in self.models else "teacher"
         reader = self.models[side]
         words = run.model.tokenizer == "words"
         partner = self.models.get("student")

@@ -211,7 +211,9 @@ def _load_weights(
                 fix="it needs model.safetensors or pytorch_model.bin",
             ) from error
         if Path(source).is_dir():
-            raise ModelError(f"the weights can't be read: {_first_line(error)}", where=source) from error
+            raise ModelError(
+                f"the weights can't be read: {_first_line(error)}", where=source, fix="fetch the model again"
+            ) from error
         raise _hub_error(source, error) from error
     except UnpicklingError as error:
         raise ModelError(
@@ -220,10 +222,14 @@ def _load_weights(
             fix="use a checkpoint with model.safetensors",
         ) from error
     except (SafetensorError, ValueError, RuntimeError, EOFError) as error:
-        raise ModelError(f"the weights can't be read: {_first_line(error)}", where=source) from error
+        raise ModelError(
+            f"the weights can't be read: {_first_line(error)}", where=source, fix="fetch the model again"
+        ) from error
     except (TypeError, LookupError, AttributeError) as error:
         said = f"{type(error).__name__}: {_first_line(error)}"
-        raise ModelError(f"no model can be built from config.json: {said}", where=source) from error
+        raise ModelError(
+            f"no model can be built from config.json: {said}", where=source, fix="correct it, or fetch the model again"
+        ) from error
     model.train(False)
     return model, info
 

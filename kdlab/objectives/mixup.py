@@ -1,23 +1,12 @@
-"""Mixing a batch with itself reversed. Shapes: B batch, L length.
+"""How much of a row is in its mix. The mixing itself is in `models.taps`, behind the embedding block.
 
-Row b's partner is row B-1-b of the same forward pass, so these functions couple the rows of a batch.
-Source: CR-ILD modeling.py:1137-1157 (embeddings), training_functions.py (ratio).
+Row b's partner is row B-1-b of the same forward pass, so mixing couples the rows of a batch.
+Source: CR-ILD training_functions.py (ratio), modeling.py:1137-1157 (mixing).
 """
 
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
-
-
-def mix(x: Tensor, lam: float) -> Tensor:
-    """`lam * x + (1 - lam) * x[reversed]` along the first axis. Any shape [B, ...]."""
-    return lam * x + (1 - lam) * x.flip(0)
-
-
-def union(mask: Tensor) -> Tensor:
-    """Positions [B, L] where a row or its partner has a token; `mask` is of bool or whole numbers 0 and 1."""
-    return mask | mask.flip(0)
 
 
 def folded_beta(rng: np.random.Generator, alpha: float) -> float:

@@ -41,6 +41,12 @@ def build(run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifa
         "majority": facts["majority"],
         "rows": facts["rows"],
         "seeds": {"run": run.seed} | ({"teacher": method.teacher_seed} if "teacher" in targets else {}),
+        "sources": {
+            label: artifact.manifest["values"][name]
+            for name in ("source", "model", "student", "tokenizer")
+            for label, artifact in stages.items()
+            if artifact.manifest["values"].get(name)
+        },
         "artifacts": {label: artifact.path.name for label, artifact in stages.items()},
         "warnings": [
             {"stage": label, "text": text}
