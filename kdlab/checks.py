@@ -69,7 +69,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("method.*.decay", _part, "must be at least 0 and less than 1"),
     ("method.*.temperature", _positive, "must be more than 0"),
     ("method.*.alpha", _share, "must be between 0 and 1"),
-    ("hardware.threads", _at_least(0), "must be 0 (as torch chooses) or more"),
+    ("hardware.threads", lambda value: 0 <= value <= 1024, "must be 0 (as torch chooses) to 1024"),
     ("hardware.micro_batch", _at_least(0), "must be 0 (the whole batch) or more"),
     ("hardware.eval_batch", _at_least(1), "must be 1 or more"),
     ("hardware.checkpoint_seconds", _at_least(0), "must be 0 (after every step) or more"),

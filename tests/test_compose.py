@@ -122,6 +122,7 @@ MALFORMED = [
     ("task.max_length=3", "must be 4 or more"),
     ("debug.steps=0", "must be 1 or more"),
     ("name=a/b", "names a folder"),
+    ("hardware.threads=100000", "must be 0 (as torch chooses) to 1024"),
     ("store=", "store=: names a folder"),
     ("outputs=' '", "outputs=: names a folder"),
     # combinations

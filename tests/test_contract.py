@@ -37,7 +37,7 @@ KEYS = {
 }
 TOP = {
     *("run", "metric", "scores", "student", "teacher", "majority", "rows", "seeds", "artifacts", "warnings"),
-    *("versions", "git", "made_by", "seconds", "seconds_of_stages"),
+    *("versions", "git", "made_by", "seconds", "seconds_of_stages", "sources"),
 }
 
 
