@@ -238,7 +238,7 @@ def test_the_command_line_wins_over_presets() -> None:
 
 def test_an_experiment_wins_over_the_method() -> None:
     chosen = method("method=cr_ild experiment=cpu/short")
-    assert (chosen.teacher.epochs, chosen.layers.epochs, chosen.logits.epochs) == (2, 2, 2)
+    assert (chosen.teacher.epochs, chosen.layers.epochs, chosen.logits.epochs) == (4, 2, 2)
     assert run("experiment=crild/rte").select_on == "dev"
     assert run("experiment=null").seed == run("~experiment").seed == 42
 
