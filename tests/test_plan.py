@@ -109,8 +109,8 @@ def test_an_interrupted_stage_is_shown_as_one_to_resume(lab: Lab, tmp_path: Path
     assert row(done.out, "teacher")[1] == "resume" and row(done.out, "logits")[1] == "run"
 
 
-def test_a_sweep_lists_what_its_jobs_share_once(lab: Lab) -> None:
-    done = lab.command(f"plan -m method=ft,kd,cr_ild seed=1,2 {DEMO}")
+def test_a_sweep_lists_what_its_jobs_share_once(lab: Lab, tmp_path: Path) -> None:
+    done = lab.command(f"plan -m method=ft,kd,cr_ild seed=1,2 {DEMO} store={tmp_path}")
     assert done.code == 0 and done.out.startswith("6 jobs")
     labels = [line.split()[0] for line in done.out.splitlines() if " run " in line and "to run" not in line]
     assert labels.count("prepare") == labels.count("tokenise") == labels.count("teacher") == labels.count("vet") == 1
