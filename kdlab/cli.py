@@ -103,7 +103,7 @@ def train(words: list[str]) -> int:
     refuse_bad_plans(composition)
     sweep = sweep_folder(composition)
     names = {tuple(job.overrides): job.name for job in composition.jobs}
-    codes = compose.launch(words, partial(train_job, sweep=sweep, names=names), composition)
+    codes = compose.launch(words, partial(train_job, sweep=sweep, names=names, renewed=set()), composition)
     return report_sweep(composition, sweep, codes) if first_process() else max(codes)
 
 
@@ -131,10 +131,12 @@ def train_one(run: Run, overrides: list[str]) -> int:
     pins().require(run, graph)
     run.name = run.name or default_name(run, graph)
     folder = RunDirectory(Path(run.outputs) / "runs" / run.name, run, graph, group=None, overrides=overrides)
-    return execute(folder)
+    return execute(folder, renewed=set())
 
 
-def train_job(run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[str, ...], str]) -> int:
+def train_job(
+    run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[str, ...], str], renewed: set[str]
+) -> int:
     """One job of a sweep, in its folder. An error is written there and does not stop the other jobs."""
     from kdlab.methods import plan
     from kdlab.rundir import RunDirectory
@@ -149,7 +151,7 @@ def train_job(run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[
         finished = agreed(directory.result() is not None and not run.fresh, run.hardware)
         if first_process():
             print(f"done  {name}: finished before" if finished else f"job   {name}", flush=True)
-        return 0 if finished else execute(directory, brief=True)
+        return 0 if finished else execute(directory, brief=True, renewed=renewed)
     except Exception as error:
         if first_process():
             text = str(error) if isinstance(error, KdlabError) else bug(error)
@@ -159,20 +161,23 @@ def train_job(run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[
         raise
 
 
-def execute(folder: Any, *, brief: bool = False) -> int:
-    """Run a planned run in its folder, and show the result; of two processes with the same run, one waits."""
+def execute(folder: Any, *, brief: bool = False, renewed: set[str]) -> int:
+    """Run a planned run in its folder, and show the result; of two processes with the same run, one waits.
+
+    renewed: fingerprints of the stages that this command has run, which `fresh` need not run again; added to.
+    """
     from kdlab.artifacts import Store
 
     def waiting() -> None:
         print(f"wait  {folder.path}: another process is at this run", flush=True)
 
     if not first_process():
-        return execute_alone(folder, brief=brief)
+        return execute_alone(folder, brief=brief, renewed=renewed)
     with Store(folder.run.store).locked(f"run-{folder.run_id}", waiting):
-        return execute_alone(folder, brief=brief)
+        return execute_alone(folder, brief=brief, renewed=renewed)
 
 
-def execute_alone(folder: Any, *, brief: bool) -> int:
+def execute_alone(folder: Any, *, brief: bool, renewed: set[str]) -> int:
     from dataclasses import asdict, replace
 
     from rich.console import Console
@@ -189,11 +194,16 @@ def execute_alone(folder: Any, *, brief: bool) -> int:
     store = Store(run.store)
     done: list[tuple[str, Artifact]] = []
     if not first_process():
-        runner.run(graph, store, hardware=run.hardware, fresh=run.fresh, screen=Display(quiet=True), **_silent())
+        quiet = Display(quiet=True)
+        outcome = runner.run(
+            graph, store, hardware=run.hardware, fresh=run.fresh, renewed=renewed, screen=quiet, **_silent()
+        )
+        renewed |= {stage.fingerprint for stage in graph if stage.label in outcome.ran}
         return 0
     folder.open()
     before = folder.result()
-    cached = all(state in ("cached", "idle") for state in runner.states(graph, store, run.fresh).values())
+    found_states = runner.states(graph, store, run.fresh, renewed)
+    cached = all(state in ("cached", "idle") for state in found_states.values())
     mode = "none" if cached and before is not None else run.tracking.mode
 
     with (
@@ -227,6 +237,7 @@ def execute_alone(folder: Any, *, brief: bool) -> int:
                 store,
                 hardware=run.hardware,
                 fresh=run.fresh,
+                renewed=renewed,
                 screen=screen,
                 track=track,
                 finished=finished,
@@ -235,6 +246,7 @@ def execute_alone(folder: Any, *, brief: bool) -> int:
             folder.write_failure(str(error))
             screen.kept.note(f"failed: {error}")
             raise
+        renewed |= {stage.fingerprint for stage in graph if stage.label in outcome.ran}
         targets = {name: outcome.artifacts[stage.fingerprint] for name, stage in graph.targets.items()}
         found = result.build(run, targets, dict(done), outcome.seconds)
         if before is None or outcome.ran or not (folder.path / "student").is_dir():

@@ -9,7 +9,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -50,9 +50,9 @@ class Outcome:
     seconds: float = 0.0
 
 
-def states(graph: Graph, store: Store, fresh: list[str]) -> dict[str, State]:
+def states(graph: Graph, store: Store, fresh: list[str], renewed: Collection[str] = ()) -> dict[str, State]:
     """For each stage by fingerprint: cached, to run, to resume, or idle (nothing that runs needs it)."""
-    again = graph.dependents(fresh)
+    again = graph.dependents(fresh).difference(renewed)
     targets = {stage.fingerprint for stage in graph.targets.values()}
     needed = set(targets)
     found: dict[str, State] = {}
@@ -75,11 +75,15 @@ def run(
     *,
     hardware: Hardware,
     fresh: list[str],
+    renewed: Collection[str] = (),
     screen: Screen,
     track: Callable[[Stage, Mapping[str, Any]], None],
     finished: Callable[[Stage, Artifact], None],
 ) -> Outcome:
-    """Run what the graph's targets need. `finished` is called after each stage, cached ones included, in order."""
+    """Run what the graph's targets need. `finished` is called after each stage, cached ones included, in order.
+
+    fresh: labels of stages to run again; renewed: fingerprints of those that this command has run again already.
+    """
     for stage in graph:
         if not stage.pinned:
             raise HubError(
@@ -90,8 +94,8 @@ def run(
             )
     started = time.monotonic()
     outcome = Outcome()
-    plan = _agreed(states(graph, store, fresh), hardware)
-    again = graph.dependents(fresh)
+    plan = _agreed(states(graph, store, fresh, renewed), hardware)
+    again = graph.dependents(fresh).difference(renewed)
     for stage in graph:
         if plan[stage.fingerprint] == "idle":
             continue

@@ -325,3 +325,12 @@ def test_no_secret_enters_a_file(lab: Lab, tmp_path: Path, monkeypatch: pytest.M
     losses = [point["student/loss"] for point in tracked.points if "student/loss" in point]
     assert losses == [point["loss"] for point in points(run_folder(tmp_path)) if "loss" in point]
     assert len(losses) == 4 and tracked.config["method"]["student"]["lr"] == 3e-4
+
+
+def test_fresh_in_a_sweep_runs_a_shared_stage_again_once(lab: Lab, tmp_path: Path) -> None:
+    line = f"-m method=kd seed=1,2 {TINY}"
+    assert lab.run(line, outputs=tmp_path).code == 0
+    again = lab.run(f"{line} fresh=[teacher]", outputs=tmp_path)
+    assert again.code == 0
+    assert again.stages("run").count("teacher") == 1
+    assert again.stages("run").count("logits") == 2
