@@ -15,7 +15,8 @@ import torch
 from kdlab.config import Hardware
 from kdlab.errors import KdlabError
 
-# (device type, trains) -> attention kernel. On a CPU eager beats sdpa for the short sequences of these tasks.
+# (device type, trains) -> attention kernel; elsewhere sdpa. benchmarks/attention.py on 2 cores with AVX512-BF16, batch
+# 32, 16 to 128 tokens, speed of eager over sdpa: training 0.91 to 1.11 (fp32), 0.98 to 1.74 (bf16), else 0.98 to 1.10.
 ATTENTION = {("cpu", True): "eager", ("cpu", False): "eager"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = timedelta(days=7)  # how long processes wait for each other: the first one runs whole stages alone
