@@ -196,6 +196,18 @@ class Store:
         assert found is not None
         return found
 
+    def busy(self) -> bool:
+        """Whether a run is in progress: each holds a lock called run-<id>."""
+        from filelock import FileLock, Timeout
+
+        for path in (self.root / "locks").glob("run-*.lock"):
+            try:
+                with FileLock(path).acquire(timeout=0):
+                    continue
+            except Timeout:
+                return True
+        return False
+
     def artifacts(self) -> list[Artifact]:
         """All published artifacts whose manifest can be read, oldest first."""
         found = []

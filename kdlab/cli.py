@@ -475,6 +475,12 @@ def store(words: list[str]) -> int:
             where="--outputs",
             fix="give the folder that holds your runs/ and sweeps/; an empty one to keep nothing",
         )
+    if given.yes and shelf.busy():
+        raise StoreError(
+            "a run is in progress on this store: what it reads must stay",
+            where=str(shelf.root),
+            fix="wait until it has ended; without --yes you see what would go",
+        )
     chosen = shelf.prune(used_artifacts(Path(given.outputs)), older_than_days=given.older_than, remove=given.yes)
     for name, size in chosen:
         console.print(f"{'removed' if given.yes else 'unused'}  {name}  {size / 1e6:.1f} MB")

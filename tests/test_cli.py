@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kdlab import __version__, catalog, cli
+from kdlab.artifacts import Store
 from kdlab.errors import TrainingError
 from lab import PAIR, TINY, Lab, points, read, run_folder
 from wandb_file import read as read_wandb
@@ -293,6 +294,9 @@ def test_store_ls_verify_prune(lab: Lab, even: str, tmp_path: Path) -> None:
     assert tried.out.count("unused") == 5 and "--yes removes them" in tried.out
     assert sorted(path.name for path in store.iterdir() if (path / "manifest.json").exists()) == names
     assert lab.command(f"store prune --store {store} --outputs {outputs} --older-than 1 --yes").out.startswith("0 ")
+    with Store(store).locked("run-of-somebody"):
+        busy = lab.command(f"store prune --store {store} --outputs {tmp_path / 'elsewhere'} --yes")
+        assert busy.code == 2 and "a run is in progress" in busy.err
     removed = lab.command(f"store prune --store {store} --outputs {tmp_path / 'elsewhere'} --yes")
     assert removed.out.count("removed") == 5 and not list(store.glob("*/manifest.json"))
 
