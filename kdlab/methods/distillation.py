@@ -200,6 +200,7 @@ class _Builder:
                 "fit": {**_fit(fit), "eval_steps": 0, "patience": 0},
                 "objective": objective,
                 "forward_rows": self.forward_rows(fit) if fit.mixup else None,
+                "processes": processes() if fit.mixup else None,
                 "seed": self.run.seed,
                 **self.common,
             },
@@ -277,7 +278,7 @@ class _Builder:
 
     def forward_rows(self, fit: Fit) -> int:
         """Rows of one forward pass in one process: examples are mixed with each other within it."""
-        share = -(-fit.batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+        share = -(-fit.batch_size // processes())
         return min(share, self.run.hardware.micro_batch or share)
 
     def work(self, side: str, fit: Fit, *, teacher: bool = False) -> Work:
@@ -306,6 +307,11 @@ class _Builder:
         if encoder.init == "cut":
             config = {**config, "num_hidden_layers": len(_kept(encoder))}
         return estimate_parameters(config)
+
+
+def processes() -> int:
+    """How many train together; torchrun says so."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _fit(fit: Fit) -> dict[str, Any]:

@@ -35,13 +35,15 @@ def distill_layers(
     precision: str,
     max_steps: int | None,
     forward_rows: int | None,
+    processes: int | None = None,
 ) -> None:
     """Train the student's layers towards the teacher's; labels are not used and no checkpoint is selected.
 
     `objective` holds the fields of `config.LayerFit` that `config.Fit` has not. `forward_rows` is the size of one
-    forward pass where examples are mixed with each other: it changes the result, so it is a value and not placement.
-    None where they are not mixed; `hardware.micro_batch` then decides.
+    forward pass where examples are mixed with each other, `processes` the number that share a batch: both decide who is
+    mixed with whom, so they are values and not placement. None where nothing is mixed.
     """
+    assert processes in (None, device.World.current().size)
     task = TaskData(data)
     place = device.pick_device(context.hardware)
     kernel = device.attention_kernel(place, train=True)
