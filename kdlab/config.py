@@ -241,6 +241,3 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]
             for key, inner in value.items():
                 if is_dataclass(inner):
                     yield from walk(inner, f"{where}.{key}")
-
-
-__all__ = [name for name, value in list(globals().items()) if is_dataclass(value)] + ["walk"]

@@ -62,10 +62,6 @@ def attention_kernel(device: torch.device, *, train: bool) -> str:
     return ATTENTION.get((device.type, train), "sdpa")
 
 
-def fused_optimizer(device: torch.device) -> bool:
-    return device.type in ("cpu", "cuda")
-
-
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Autocast for a forward pass at `precision`; does nothing at fp32."""
     return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)

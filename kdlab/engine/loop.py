@@ -137,7 +137,7 @@ def fit(
         name=plan.optimizer,
         lr=plan.lr,
         weight_decay=plan.weight_decay,
-        fused=device.fused_optimizer(target),
+        fused=True,
     )
     wrapped, prepared = device.prepare(accelerator, model, optimizer)
     trainer = _Trainer(model, wrapped, optimizer, prepared, accelerator, batches, plan, context, dict(state or {}))
