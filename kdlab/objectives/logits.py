@@ -71,3 +71,64 @@ def hard_label(student: Tensor, labels: Tensor, *, kind: str) -> Tensor:
     if kind == "regression":
         return (student.squeeze(-1) - labels.to(student.dtype)).square()
     raise ValueError(f"kind is 'classification' or 'regression', not {kind!r}")
+
+
+def soft_label(student: Tensor, teacher: Tensor, *, kind: str, temperature: float, scale: str = "none") -> Tensor:
+    """The teacher's answer as target: `soft_cross_entropy`, or `scaled_mse` for regression.
+
+    Args:
+        student: logits [B, C]; regression: [B, 1].
+        teacher: the same of the teacher.
+        kind: "classification" or "regression".
+        temperature: above 0.
+        scale: of a regression loss: "none" or "tau2".
+
+    Returns:
+        [B]
+    """
+    if kind == "classification":
+        return soft_cross_entropy(student, teacher, temperature=temperature)
+    if kind == "regression":
+        return scaled_mse(student, teacher, temperature=temperature, scale=scale)
+    raise ValueError(f"kind is 'classification' or 'regression', not {kind!r}")
+
+
+def mixed_label(student: Tensor, labels: Tensor, *, lam: float, kind: str) -> Tensor:
+    """Hard labels of a mixed batch: `lam * hard(y) + (1 - lam) * hard(y[reversed])`.
+
+    Args:
+        student: logits of the mixed batch [B, C]; regression: [B, 1].
+        labels: of the batch as it is [B].
+        lam: share of a row in its mix.
+        kind: "classification" or "regression".
+
+    Returns:
+        [B]
+
+    Source: mix-up (Zhang et al. 2018); MixKD (Liang et al. 2021), its term of mixed labels.
+    """
+    own = hard_label(student, labels, kind=kind)
+    return lam * own + (1 - lam) * hard_label(student, labels.flip(0), kind=kind)
+
+
+def mixed_soft(
+    student: Tensor, teacher: Tensor, *, lam: float, kind: str, temperature: float, scale: str = "none"
+) -> Tensor:
+    """Soft labels of a mixed batch, out of those of its two clean ones.
+
+    `lam * soft(z_S(mix), z_T) + (1 - lam) * soft(z_S(mix), z_T[reversed])`, with `soft` as in `soft_label`.
+
+    Args:
+        student: logits of the mixed batch [B, C]; regression: [B, 1].
+        teacher: the teacher's logits of the batch as it is.
+        lam: share of a row in its mix.
+        kind, temperature, scale: as for `soft_label`.
+
+    Returns:
+        [B]
+
+    Source: reconstructed. CR-ILD names it (training_functions.py:61, 96, mode MixCons) without a definition.
+    """
+    own = soft_label(student, teacher, kind=kind, temperature=temperature, scale=scale)
+    partner = soft_label(student, teacher.flip(0), kind=kind, temperature=temperature, scale=scale)
+    return lam * own + (1 - lam) * partner

@@ -10,6 +10,9 @@ import numpy as np
 
 
 def folded_beta(rng: np.random.Generator, alpha: float) -> float:
-    """A mixing ratio max(b, 1 - b), b ~ Beta(alpha, alpha): in [0.5, 1], so a row outweighs its partner."""
+    """A mixing ratio max(b, 1 - b), b ~ Beta(alpha, alpha): in [0.5, 1], so a row outweighs its partner.
+
+    A batch's set of mixtures is the same for b and 1 - b: a row mixed with b is its partner mixed with 1 - b.
+    """
     draw = float(rng.beta(alpha, alpha))
     return max(draw, 1 - draw)
