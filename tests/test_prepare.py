@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from kdlab.context import Context
+from kdlab.data import corruption
 from kdlab.errors import DataError
-from kdlab.stages.prepare import prepare
+from kdlab.stages.prepare import prepare, prepare_sets
 
 Prepared = tuple[dict[str, pa.Table], dict[str, Any], Path]
 Prepare = Callable[..., Prepared]
@@ -30,14 +32,15 @@ def run(tmp_path: Path) -> Prepare:
         ctx = Context(out=out, stage="data")
         settings: dict[str, Any] = {
             "source": {"path": str(path)},
-            "splits": {"train": "train", "dev": "validation", "test": None},
-            "evaluations": {},
+            "splits": {"train": "train", "dev": "validation"},
             "text": ["text"],
             "label": "label",
             "labels": None,
             "kind": "classification",
             "heldout": 0.1,
-            "train_limit": None,
+            "few": None,
+            "imbalance": None,
+            "noise": None,
             "dev_limit": None,
             "rows": None,
             "seed": 1,
@@ -71,7 +74,9 @@ def test_splits_and_facts(run: Prepare, folder: Path) -> None:
     tables, facts, _ = run(folder)
     assert facts["rows"] == {"train": 180, "dev": 40, "heldout": 20}
     assert facts["labels"] == ["a", "b"] and facts["warnings"] == []
-    assert facts["unlabelled"] == {"train": 0, "dev": 0, "heldout": 0}
+    assert facts["unlabelled"] == facts["noisy"] == {"train": 0, "dev": 0, "heldout": 0}
+    assert facts["conditions"] == {"few": None, "imbalance": None, "noise": None}
+    assert all(table.schema.names == ["id", "text_a", "text_b", "label"] for table in tables.values())
     assert Counter(tables["heldout"]["label"].to_pylist()) == {0: 15, 1: 5}, "stratified"
     together = tables["train"]["id"].to_pylist() + tables["heldout"]["id"].to_pylist()
     assert sorted(together) == list(range(200))
@@ -83,21 +88,24 @@ def test_splits_and_facts(run: Prepare, folder: Path) -> None:
     }
 
 
-def test_same_bytes_twice_and_same_heldout_for_every_seed(run: Prepare, folder: Path) -> None:
-    limited = {"train_limit": 50, "dev_limit": 20}
-    (one, _, first), (two, _, second) = run(folder, **limited), run(folder, **limited)
-    assert one["train"].num_rows == two["train"].num_rows == 50
+def test_same_bytes_twice(run: Prepare, folder: Path) -> None:
+    conditions = {"few": few(100), "imbalance": {"ratio": 4.0, "seed": 0}, "noise": NOISE, "dev_limit": 20}
+    (_, _, first), (_, _, second) = run(folder, **conditions), run(folder, **conditions)
     files = sorted(file.name for file in first.iterdir())
     assert files == ["dev.arrow", "facts.json", "heldout.arrow", "train.arrow"]
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
-    other, _, _ = run(folder, **limited, seed=2)
-    assert other["heldout"].equals(one["heldout"]), "held-out rows do not depend on the run's seed"
-    assert not other["train"].equals(one["train"]) and not other["dev"].equals(one["dev"])
-    assert not set(other["train"]["id"].to_pylist()) & set(one["heldout"]["id"].to_pylist())
+
+
+def test_heldout_and_dev_do_not_depend_on_the_seed(run: Prepare, folder: Path) -> None:
+    (one, _, _), (other, _, _) = run(folder, dev_limit=20), run(folder, dev_limit=20, seed=2)
+    assert all(one[name].equals(other[name]) for name in ("train", "heldout", "dev"))
+    assert one["dev"].num_rows == 20
+    ids = one["dev"]["id"].to_pylist()
+    assert ids == sorted(ids) and ids != list(range(20))
 
 
 def test_debug_rows_limit_every_split(run: Prepare, folder: Path) -> None:
-    _, facts, _ = run(folder, rows=8, train_limit=100)
+    _, facts, _ = run(folder, rows=8, few=few(100), dev_limit=12)
     assert facts["rows"] == {"train": 8, "dev": 8, "heldout": 8}
 
 
@@ -110,8 +118,7 @@ def test_single_file_gets_a_dev_part(run: Prepare, tmp_path: Path) -> None:
 
 
 def test_no_heldout_and_dev_cut_from_a_folder(run: Prepare, folder: Path) -> None:
-    splits = {"train": "train", "dev": None, "test": "validation"}
-    assert run(folder, heldout=0, splits=splits)[1]["rows"] == {"train": 180, "dev": 20, "test": 40}
+    assert run(folder, heldout=0, splits={"train": "train", "dev": None})[1]["rows"] == {"train": 180, "dev": 20}
 
 
 def test_rare_classes_are_split_without_loss(run: Prepare, tmp_path: Path) -> None:
@@ -132,16 +139,229 @@ def test_regression(run: Prepare, tmp_path: Path) -> None:
     assert facts["majority"]["dev"] == {"pearson_spearman": 0.0, "pearson": 0.0, "spearman": 0.0}
 
 
-def test_evaluations_may_be_without_labels(run: Prepare, folder: Path) -> None:
+# few, imbalance, noise
+
+
+def few(examples: int, *, balanced: bool = False) -> dict[str, Any]:
+    return {"examples": examples, "balanced": balanced}
+
+
+NOISE = {"rate": 0.3, "seed": 0}
+
+
+def ids(table: pa.Table) -> set[int]:
+    return set(table["id"].to_pylist())
+
+
+def test_few_holds_the_heldout_rows_and_is_drawn_with_the_seed(run: Prepare, folder: Path) -> None:
+    tables, facts, _ = run(folder, few=few(100))
+    assert facts["rows"] == {"train": 90, "heldout": 10, "dev": 40}
+    assert tables["train"]["id"].to_pylist() == sorted(ids(tables["train"]))
+    drawn = ids(tables["train"]) | ids(tables["heldout"])
+    labels = np.array([int(number % 4 == 0) for number in range(200)])
+    expected = corruption.few(labels, examples=100, balanced=False, regression=False, seed=1)
+    assert drawn == set(expected.tolist())
+    after = facts["conditions"]["few"].pop("after")
+    assert facts["conditions"]["few"] == few(100) | {"seed": 1, "before": {"a": 150, "b": 50}}
+    assert after == {"a": 100 - after["b"], "b": sum(number % 4 == 0 for number in drawn)}
+    same, _, _ = run(folder, few=few(100), heldout=0)
+    assert ids(same["train"]) == drawn, "the same hundred, whatever is held out of them"
+    other, _, _ = run(folder, few=few(100), seed=2)
+    assert ids(other["train"]) | ids(other["heldout"]) != drawn and other["dev"].equals(tables["dev"])
+
+
+def test_few_balanced(run: Prepare, folder: Path) -> None:
+    tables, facts, _ = run(folder, few=few(60, balanced=True))
+    assert facts["conditions"]["few"]["after"] == {"a": 30, "b": 30}
+    assert Counter(tables["train"]["label"].to_pylist()) == {0: 27, 1: 27}
+    assert run(folder, few=few(120, balanced=True))[1]["conditions"]["few"]["after"] == {"a": 70, "b": 50}
+
+
+def test_few_of_more_than_there_are(run: Prepare, folder: Path) -> None:
+    _, facts, _ = run(folder, few=few(201))
+    assert facts["rows"]["train"] + facts["rows"]["heldout"] == 200
+    assert facts["warnings"] == ["few.examples=201: there are only 200 training rows, all are used"]
+    assert run(folder, few=few(200))[1]["warnings"] == []
+
+
+def test_imbalance(run: Prepare, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    csv_file(data / "train.csv", 0, 300, classes=3)
+    csv_file(data / "validation.csv", 1000, 30, classes=3)
+    tables, facts, _ = run(data, imbalance={"ratio": 4.0, "seed": 0})
+    after = {"0": 100, "1": 50, "2": 25}
+    before = {"0": 100, "1": 100, "2": 100}
+    assert facts["conditions"]["imbalance"] == {"ratio": 4.0, "seed": 0, "before": before, "after": after}
+    assert facts["rows"] == {"train": 157, "heldout": 18, "dev": 30}, "a tenth of 175 is held out"
+    together = Counter(tables["train"]["label"].to_pylist()) + Counter(tables["heldout"]["label"].to_pylist())
+    assert together == {0: 100, 1: 50, 2: 25}
+    fewer, facts, _ = run(data, few=few(90, balanced=True), imbalance={"ratio": 4.0, "seed": 0}, heldout=0)
+    assert Counter(fewer["train"]["label"].to_pylist()) == {0: 30, 1: 15, 2: 7}, "of the few, not of all"
+    assert facts["conditions"]["imbalance"]["before"] == {"0": 30, "1": 30, "2": 30}
+    assert run(data, imbalance={"ratio": 1.0, "seed": 0})[1]["conditions"]["imbalance"] is None
+
+
+def test_noise_changes_labels_and_nothing_else(run: Prepare, folder: Path) -> None:
+    (clean, plain, _), (noisy, facts, _) = run(folder), run(folder, noise=NOISE)
+    assert noisy["dev"].equals(clean["dev"])
+    for name in ("train", "heldout"):
+        columns = ["id", "text_a", "text_b", "label"]
+        assert noisy[name].schema.names == [*columns, "clean_label"]
+        assert noisy[name].select(columns[:3]).equals(clean[name].select(columns[:3])), "the same rows"
+        assert noisy[name]["clean_label"].equals(clean[name]["label"])
+        labels, before = noisy[name]["label"].to_numpy(), clean[name]["label"].to_numpy()
+        assert facts["noisy"][name] == (labels != before).sum() > 0
+    counts = {name: facts["noisy"][name] for name in ("train", "heldout")}
+    assert facts["conditions"]["noise"] == {"rate": 0.3, "seed": 0, "changed": counts}
+    assert abs(sum(counts.values()) - 60) < 3 * (200 * 0.3 * 0.7) ** 0.5
+    assert facts["noisy"]["dev"] == 0 and facts["majority"]["dev"] == plain["majority"]["dev"]
+    assert run(folder, noise={"rate": 0.0, "seed": 0})[0]["train"].equals(clean["train"])
+
+
+def test_majority_goes_by_clean_labels(run: Prepare, folder: Path) -> None:
+    """Of 180 labels 135 are a; with so much noise most are b, but the answer to beat on dev is still a."""
+    tables, facts, _ = run(folder, noise={"rate": 0.9, "seed": 0})
+    assert Counter(tables["train"]["label"].to_pylist())[1] > 90
+    assert facts["majority"]["dev"]["accuracy"] == 0.75
+
+
+def test_a_row_has_the_same_noise_in_every_run(run: Prepare, folder: Path) -> None:
+    def labels(**changes: Any) -> dict[int, int]:
+        tables, _, _ = run(folder, noise=NOISE, **changes)
+        both = pa.concat_tables([tables["train"], tables["heldout"]]) if "heldout" in tables else tables["train"]
+        return dict(zip(both["id"].to_pylist(), both["label"].to_pylist(), strict=True))
+
+    whole = labels()
+    for changes in ({"heldout": 0}, {"few": few(80)}, {"few": few(80), "seed": 5}, {"few": few(60, balanced=True)}):
+        found = labels(**changes)
+        assert found == {number: whole[number] for number in found}
+    assert labels(splits={"train": "train", "dev": None}).items() <= whole.items(), "dev is cut from train here"
+    tables, _, _ = run(folder, noise=NOISE | {"seed": 1}, heldout=0)
+    assert tables["train"]["label"].to_pylist() != [whole[number] for number in range(200)]
+
+
+def test_noise_of_a_regression(run: Prepare, tmp_path: Path) -> None:
+    data = tmp_path / "all.jsonl"
+    data.write_text("".join(json.dumps({"text": f"t{n}", "label": n / 2}) + "\n" for n in range(200)))
+    tables, facts, _ = run(data, kind="regression", noise=NOISE, few=few(100))
+    assert tables["train"]["label"].type == tables["train"]["clean_label"].type == pa.float64()
+    assert 15 < facts["noisy"]["train"] + facts["noisy"]["heldout"] < 45
+    assert set(tables["train"]["label"].to_pylist()) <= {n / 2 for n in range(200)}
+    assert facts["conditions"]["few"]["before"] == 180 and facts["conditions"]["few"]["after"] == 100
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"few": few(1, balanced=True)}, "1 examples can't hold one of each of the 2 classes", "task.few.balanced=false"),
+    ({"few": few(4)}, "4 training rows are too few to set aside 10%", "task.heldout=0"),
+    ({"few": few(1), "heldout": 0}, "The 1 rows that are left to train on all have the label", "task.few.examples"),
+    (
+        {"imbalance": {"ratio": 150.0, "seed": 0}, "heldout": 0.6},
+        "The 60 rows that are left to train on all have the label 'a'",
+        "task.imbalance.ratio",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "what", "fix"), REFUSED, ids=[case[1][:20] for case in REFUSED])
+def test_conditions_that_leave_too_little(
+    run: Prepare, folder: Path, changes: dict[str, Any], what: str, fix: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        run(folder, **changes)
+    assert what in str(caught.value) and fix in str(caught.value), str(caught.value)
+
+
+def test_an_imbalance_that_leaves_a_class_out(run: Prepare, tmp_path: Path) -> None:
+    data = csv_file(tmp_path / "all.csv", 0, 300, classes=3)
+    with pytest.raises(DataError, match="No row with the label '2' is left to train on") as caught:
+        run(data, imbalance={"ratio": 80.0, "seed": 0}, heldout=0.6)
+    assert "imbalance leaves {'0': 90, '1': 10, '2': 1} rows, of which some are held out" in str(caught.value)
+
+
+def test_a_class_that_few_leaves_out_is_named(run: Prepare, tmp_path: Path) -> None:
+    data = csv_file(tmp_path / "all.csv", 0, 200)
+    with data.open("a") as file:
+        file.write("lonely,c\n")
+    _, facts, _ = run(data, few=few(50), heldout=0, seed=1)
+    assert facts["warnings"] == ["no row with the label 'c' is left to train on"]
+
+
+# test and further evaluation sets
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Callable[..., Prepared]:
+    count = iter(range(100))
+
+    def call(path: Path, data: Path, evaluations: dict[str, Any], **changes: Any) -> Prepared:
+        ctx = Context(out=tmp_path / f"sets{next(count)}", stage="prepare_sets")
+        ctx.out.mkdir()
+        settings: dict[str, Any] = {
+            "source": {"path": str(path)},
+            "splits": {"test": None},
+            "text": ["text"],
+            "label": "label",
+            "kind": "classification",
+            "rows": None,
+        }
+        prepare_sets(ctx, data=data, evaluations=evaluations, **(settings | changes))
+        assert json.loads((ctx.out / "facts.json").read_text(encoding="utf-8")) == ctx.facts
+        tables = {file.stem: pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in ctx.out.glob("*.arrow")}
+        return tables, ctx.facts, ctx.out
+
+    return call
+
+
+def test_sets_may_be_without_labels(run: Prepare, sets: Callable[..., Prepared], folder: Path) -> None:
     (folder / "ax.csv").write_text("text,label\nhidden,-1\nalso,-1\n")
     (folder / "hard.csv").write_text("text,label\nx,a\ny,b\n")
     (folder / "test.csv").write_text("text\nx\ny\nz\n")
     evaluations = {"ax": {"split": "ax", "config": None}, "hard": {"split": "hard", "config": None}}
-    splits = {"train": "train", "dev": "validation", "test": "test"}
-    tables, facts, _ = run(folder, evaluations=evaluations, splits=splits)
-    assert facts["unlabelled"] == {"train": 0, "dev": 0, "heldout": 0, "test": 3, "ax": 2, "hard": 0}
-    assert set(facts["majority"]) == {"dev", "heldout", "hard"}
-    assert tables["ax"]["label"].to_pylist() == [None, None]
+    tables, facts, out = sets(folder, run(folder)[2], evaluations, splits={"test": "test"})
+    assert sorted(file.name for file in out.iterdir()) == ["ax.arrow", "facts.json", "hard.arrow", "test.arrow"]
+    assert facts["rows"] == {"test": 3, "ax": 2, "hard": 2} and facts["labels"] == ["a", "b"]
+    assert facts["unlabelled"] == {"test": 3, "ax": 2, "hard": 0}
+    assert set(facts["majority"]) == {"hard"} and facts["majority"]["hard"]["accuracy"] == 0.5
+    assert tables["ax"]["label"].to_pylist() == [None, None] and tables["hard"]["label"].to_pylist() == [0, 1]
+
+
+def test_sets_take_labels_and_majority_from_the_data(run: Prepare, sets: Callable[..., Prepared], folder: Path) -> None:
+    """`hard` alone would give the labels [b, c], and noise would make b train's most frequent one."""
+    (folder / "hard.csv").write_text("text,label\nx,b\ny,c\nz,a\n")
+    data = run(folder, labels=["c", "b", "a"], noise={"rate": 0.9, "seed": 0})[2]
+    tables, facts, _ = sets(folder, data, {"hard": {"split": "hard"}})
+    assert tables["hard"]["label"].to_pylist() == [1, 0, 2] and tables["hard"].schema.names[-1] == "label"
+    assert facts["majority"]["hard"]["accuracy"] == pytest.approx(1 / 3)
+    assert facts["labels"] == ["c", "b", "a"]
+
+
+def test_sets_that_share_rows_with_train(run: Prepare, sets: Callable[..., Prepared], folder: Path) -> None:
+    """Only the rows that are trained or selected on count: 50 of 200 here."""
+    tables, _, data = run(folder, few=few(50))
+    used = ids(tables["train"]) | ids(tables["heldout"])
+    csv_file(folder / "hard.csv", 0, 100)
+    _, facts, _ = sets(folder, data, {"hard": {"split": "hard"}})
+    count = sum(number < 100 for number in used)
+    assert facts["shared_with_train"] == {"hard": count} and 10 < count < 40
+    assert facts["warnings"] == [f"{count} of 100 rows of hard have the same texts as a row of train"]
+
+
+def test_sets_with_few_rows(run: Prepare, sets: Callable[..., Prepared], folder: Path) -> None:
+    data = run(folder)[2]
+    once, again = (sets(folder, data, {"more": {"split": "validation"}}, rows=8) for _ in range(2))
+    assert once[1]["rows"] == {"more": 8} and once[0]["more"].equals(again[0]["more"])
+
+
+def test_sets_of_a_regression(run: Prepare, sets: Callable[..., Prepared], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "validation", "test"):
+        rows = [{"text": f"{name} {n}", "label": n / 2} for n in range(50)]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = run(data, kind="regression")[2]
+    _, facts, _ = sets(data, whole, {}, kind="regression", splits={"test": "test"})
+    assert facts["labels"] is None and facts["majority"]["test"]["pearson"] == 0.0
 
 
 def test_warnings(run: Prepare, folder: Path) -> None:
@@ -309,11 +529,11 @@ def test_all_texts_empty(run: Prepare, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dev", "train", "../x", "a b"])
-def test_names_of_evaluations(run: Prepare, folder: Path, name: str) -> None:
+def test_names_of_evaluations(sets: Callable[..., Prepared], folder: Path, name: str) -> None:
     with pytest.raises(DataError, match="can't be called"):
-        run(folder, evaluations={name: {"split": "validation"}})
+        sets(folder, folder, {name: {"split": "validation"}})
 
 
-def test_configuration_of_a_local_source(run: Prepare, folder: Path) -> None:
+def test_configuration_of_a_local_source(run: Prepare, sets: Callable[..., Prepared], folder: Path) -> None:
     with pytest.raises(DataError, match="only the Hub"):
-        run(folder, evaluations={"hard": {"split": "validation", "config": "hard"}})
+        sets(folder, run(folder)[2], {"hard": {"split": "validation", "config": "hard"}})

@@ -36,14 +36,19 @@ def write(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:
     return path
 
 
-def read(path: Path, split: str = "train", **changes: Any) -> pa.Table:
-    settings: dict[str, Any] = {
-        "text": ["a", "b"],
-        "label": "label",
-        "labels": None,
-        "kind": "classification",
-    }
-    return tasks.read_split({"path": str(path)}, split, **(settings | changes))
+def read(
+    path: Path,
+    split: str = "train",
+    *,
+    text: tuple[str, ...] = ("a", "b"),
+    labels: list[str] | None = None,
+    kind: str = "classification",
+) -> pa.Table:
+    """A split as `stages.prepare` reads it."""
+    raw = tasks.read_raw({"path": str(path)}, split, text=text, label="label")
+    if kind == "classification" and labels is None:
+        labels = tasks.find_labels(raw, "label")
+    return tasks.canonical(raw, text=text, label="label", labels=labels, kind=kind)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -62,7 +67,7 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path, suffix: str) -> N
     plain = [{"a": "one", "label": "x"}, {"a": "two", "label": "y"}]
     path = write(tmp_path / f"train{suffix}", plain)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
-    table = read(path, text=["a"])
+    table = read(path, text=("a",))
     assert table["text_a"].to_pylist() == ["one", "two"] and table["label"].to_pylist() == [0, 1]
     assert table["text_b"].null_count == 2
 
@@ -70,14 +75,14 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path, suffix: str) -> N
 def test_tsv_that_never_quotes(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text('a\tlabel\n"Why?" she said\t0\n"open\t1\nclose"\t0\n"whole ""field"""\t1\n')
-    table = read(path, text=["a"], labels=["n", "p"])
+    table = read(path, text=("a",), labels=["n", "p"])
     assert table["text_a"].to_pylist() == ['"Why?" she said', '"open', 'close"', 'whole "field"']
     assert table["label"].to_pylist() == [0, 1, 0, 1]
 
 
 def test_a_very_long_field(tmp_path: Path) -> None:
     path = write(tmp_path / "train.csv", [{"a": "x" * 200_000, "label": "n"}, {"a": "y", "label": "p"}])
-    assert len(read(path, text=["a"])["text_a"][0].as_py()) == 200_000
+    assert len(read(path, text=("a",))["text_a"][0].as_py()) == 200_000
 
 
 @pytest.mark.parametrize(
@@ -98,19 +103,19 @@ def test_a_very_long_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_labels(tmp_path: Path, values: list[Any], labels: list[str] | None, expected: list[Any], suffix: str) -> None:
     path = write(tmp_path / f"train{suffix}", [{"a": "t", "label": value} for value in values])
-    assert read(path, text=["a"], labels=labels)["label"].to_pylist() == expected
+    assert read(path, text=("a",), labels=labels)["label"].to_pylist() == expected
 
 
 def test_ids_are_not_taken_where_names_are_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "train.csv", [{"a": "t", "label": "0"}, {"a": "t", "label": "1"}])
     with pytest.raises(DataError, match="'0' is none of"):
-        read(path, text=["a"], labels=["1", "2"])
+        read(path, text=("a",), labels=["1", "2"])
 
 
 def test_regression(tmp_path: Path) -> None:
     def labels(values: list[Any], suffix: str) -> Any:
         path = write(tmp_path / f"train{suffix}", [{"a": "t", "label": value} for value in values])
-        return read(path, text=["a"], kind="regression")["label"].to_pylist()
+        return read(path, text=("a",), kind="regression")["label"].to_pylist()
 
     for suffix in (".csv", ".jsonl", ".parquet"):
         assert labels(["3.8", " 2 ", "", "1e-3"], suffix) == [3.8, 2.0, None, 0.001]
@@ -121,7 +126,7 @@ def test_regression(tmp_path: Path) -> None:
 
 def test_source_without_the_label_column(tmp_path: Path) -> None:
     path = write(tmp_path / "test.csv", [{"a": "t"}, {"a": "u"}])
-    table = read(tmp_path, "test", text=["a"], labels=["x", "y"])
+    table = read(tmp_path, "test", text=("a",), labels=["x", "y"])
     assert path.exists() and table["label"].to_pylist() == [None, None]
 
 
@@ -141,27 +146,42 @@ def test_embedded_task(monkeypatch: pytest.MonkeyPatch) -> None:
     module.rows = lambda split: [{"a": split, "b": "x", "label": "no"}]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tests_demo", module)
     monkeypatch.setitem(tasks.DEMOS, "toy", "tests_demo")
-    settings: dict[str, Any] = {
-        "text": ["a", "b"],
-        "label": "label",
-        "labels": ["no"],
-        "kind": "classification",
-    }
-    assert tasks.read_split({"demo": "toy"}, "train", **settings)["text_a"].to_pylist() == ["train"]
+    raw = tasks.read_raw({"demo": "toy"}, "train", text=["a", "b"], label="label")
+    table = tasks.canonical(raw, text=["a", "b"], label="label", labels=["no"], kind="classification")
+    assert table["text_a"].to_pylist() == ["train"] and table["label"].to_pylist() == [0]
     with pytest.raises(DataError, match="no embedded task 'toi'"):
-        tasks.read_split({"demo": "toi"}, "train", **settings)
+        tasks.read_raw({"demo": "toi"}, "train", text=["a"], label="label")
+
+
+def test_texts_without_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv")
+    raw = tasks.read_raw({"path": str(path)}, "train", text=["a"], label=None)
+    assert list(raw.columns) == ["a"]
+    assert tasks.canonical(raw, text=["a"], kind="text")["label"].to_pylist() == [None, None, None]
+    labelled = tasks.read_raw({"path": str(path)}, "train", text=["a"], label="label")
+    assert tasks.canonical(labelled, text=["a"], label="label", kind="text")["label"].null_count == 3
+    texts = list(tasks.read_texts({"path": str(path)}, "train", text=["a", "b"], stream=True))
+    assert texts == [(row["a"], row["b"]) for row in ROWS]
+
+
+def test_a_text_file_has_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one\ntwo\n")
+    raw = tasks.read_raw({"path": str(tmp_path)}, "train", text=["text"], label=None)
+    assert raw.columns["text"].to_pylist() == ["one", "two"]
+    with pytest.raises(DataError, match=r"no column 'label'\. There are: 'text'"):
+        read(tmp_path / "train.txt", text=("text",))
 
 
 @pytest.mark.parametrize("source", [{}, {"hub": None}, {"path": "x", "demo": "nli"}])
 def test_exactly_one_source(source: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="exactly one"):
-        tasks.read_raw(source, "train", text=["a"], label="label")
+        tasks.read_raw(source, "train", text=("a",), label="label")
 
 
 def test_hub_that_is_offline_or_no_hub_at_all() -> None:
     with pytest.raises(HubError, match="can't be reached") as caught:
-        tasks.read_raw({"hub": "nobody/nothing"}, "train", text=["a"], label="label")
+        tasks.read_raw({"hub": "nobody/nothing"}, "train", text=("a",), label="label")
     assert "HF_HUB_OFFLINE" in str(caught.value)
     for name in ("csv", "../data", "a/b/c"):
         with pytest.raises(DataError, match="is no data set on the Hub"):
-            tasks.read_raw({"hub": name}, "train", text=["a"], label="label")
+            tasks.read_raw({"hub": name}, "train", text=("a",), label="label")

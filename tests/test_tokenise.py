@@ -92,6 +92,38 @@ def test_words(tmp_path: Path, data: Path) -> None:
     assert open_encoded(ctx.out, "dev").labels.tolist() == [-100]
 
 
+def test_the_words_of_another_artifact(tmp_path: Path, data: Path) -> None:
+    """A corpus, without labels, is read with the words of the task; so is a set that has no train."""
+    task = run(tmp_path / "task", data).out
+    corpus = Context(out=tmp_path / "corpus", stage="prepare_supplement")
+    corpus.out.mkdir()
+    write_table(corpus, "hard", table([("the zebra", "a dog"), ("today", "cat cat")], [None, None]))
+    (corpus.out / "facts.json").write_text(json.dumps({"labels": None}))
+    ctx = run(tmp_path / "out", corpus.out, tokenizer=None, reader=task)
+    plain = AutoTokenizer.from_pretrained(task / "tokenizer")
+    assert tokens(ctx.out, "hard") == plain(["the zebra", "today"], ["a dog", "cat cat"])["input_ids"]
+    assert ctx.facts["rows"] == {"hard": 2} and ctx.facts["vocabulary"] == 15
+    assert AutoTokenizer.from_pretrained(ctx.out / "tokenizer").get_vocab() == plain.get_vocab()
+    assert open_encoded(ctx.out, "hard").labels.tolist() == [-100, -100]
+
+
+def test_a_prepared_artifact_read_with_its_own_words_or_borrowed_ones_is_the_same(tmp_path: Path, data: Path) -> None:
+    own = run(tmp_path / "own", data).out
+    borrowed = run(tmp_path / "borrowed", data, tokenizer=None, reader=own).out
+    for file in ("train.arrow", "dev.arrow", "facts.json", "tokenizer/tokenizer.json"):
+        assert (own / file).read_bytes() == (borrowed / file).read_bytes()
+
+
+def test_clean_labels_are_kept(tmp_path: Path, data: Path) -> None:
+    noisy = table(list(TRAIN), [1, 1, 0]).append_column("clean_label", pa.array([0, 1, 0]))
+    write_table(Context(out=data, stage="data"), "train", noisy)
+    out = run(tmp_path / "out", data).out
+    encoded = pa.ipc.open_file(out / "train.arrow").read_all()
+    assert encoded["clean_label"].to_pylist() == [0, 1, 0]
+    assert open_encoded(out, "train").labels.tolist() == [1, 1, 0], "what is trained on are the noisy ones"
+    assert "clean_label" not in pa.ipc.open_file(out / "dev.arrow").read_all().column_names
+
+
 def test_same_bytes_twice_and_in_chunks(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(tmp_path / "one", data).out
     monkeypatch.setattr(stage, "CHUNK", 2)

@@ -1,9 +1,11 @@
 """Reads a task's rows from the Hub, a local file or an embedded task into one form.
 
 Canonical columns: `id` (int64, row number in the source's split), `text_a` (string), `text_b` (string, null
-for tasks with one text), `label` (int64 class or float64 target; null where the source has none). Hidden
-labels, written as -1 in public benchmarks, become null: any -1 of a classification, and a regression's whole
-split of -1.
+for tasks with one text), `label` (int64 class or float64 target; null where the source has none, and for texts
+without a question). Hidden labels, written as -1 in public benchmarks, become null: any -1 of a classification,
+and a regression's whole split of -1.
+
+A .txt file has one column, `text`: its documents, which blank lines part; without blank lines each line is one.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ import pyarrow.parquet as pq
 from kdlab.errors import DataError, HubError
 
 DEMOS = {"nli": "kdlab.data.demo.nli"}  # modules with rows(split) -> list of dicts
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 HIDDEN = ("", "-1")  # how a file or a benchmark writes "no label"
 
 
@@ -46,31 +49,13 @@ class Raw:
         return f"{self.where}, " + (f"line {self.lines[row]}" if self.lines else f"row {row}")
 
 
-def read_split(
-    source: Mapping[str, Any],
-    split: str,
-    *,
-    config: str | None = None,
-    text: Sequence[str],
-    label: str,
-    labels: Sequence[str] | None,
-    kind: str,
-) -> pa.Table:
-    """One split in canonical columns. `config` replaces the source's own; `labels` None: the sorted labels
-    found.
+def read_raw(
+    source: Mapping[str, Any], split: str, *, config: str | None = None, text: Sequence[str], label: str | None
+) -> Raw:
+    """The asked columns of one split, as they stand in the source. label: None where nobody wants to know.
 
     Raises DataError for anything the data does wrong, HubError where the Hub can't give the split.
     """
-    raw = read_raw(source, split, config=config, text=text, label=label)
-    if kind == "classification" and labels is None:
-        labels = find_labels(raw, label)
-    return canonical(raw, text=text, label=label, labels=labels, kind=kind)
-
-
-def read_raw(
-    source: Mapping[str, Any], split: str, *, config: str | None = None, text: Sequence[str], label: str
-) -> Raw:
-    """The asked columns of one split, as they stand in the source."""
     given = [key for key in ("hub", "path", "demo") if source.get(key)]
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
@@ -82,18 +67,31 @@ def read_raw(
             f"The configuration {config!r} was asked of a {given[0]} source; only the Hub has them.",
             where="task.evaluations",
         )
-    wanted = [*text, label]
     if given == ["hub"]:
-        raw = _read_hub(source, split, config or source.get("config"), wanted)
+        raw = _read_hub(source, split, config or source.get("config"), text, label)
     elif given == ["path"]:
-        raw = _read_file(find_file(Path(source["path"]), split), wanted)
+        raw = _read_file(find_file(Path(source["path"]), split), text, label)
     else:
-        raw = _read_demo(source["demo"], split, wanted)
+        raw = _read_demo(source["demo"], split, [*text, *([label] if label else [])])
     if absent := [column for column in text if column not in raw.columns]:
         raise _absent(absent[0], raw, "task.text")
     if not len(raw.columns[text[0]]):
         raise DataError(f"The split {split!r} has no rows.", where=raw.where)
     return raw
+
+
+def read_texts(
+    source: Mapping[str, Any], split: str, *, text: Sequence[str], stream: bool
+) -> Iterator[tuple[str, ...]]:
+    """The texts of each row. stream: of a data set on the Hub only the blocks are fetched that hold the rows taken.
+
+    Raises as `read_raw` does.
+    """
+    if stream and source.get("hub"):
+        yield from _stream_hub(source, split, text)
+    else:
+        raw = read_raw(source, split, text=text, label=None)
+        yield from zip(*(_texts(raw, column).to_pylist() for column in text), strict=True)
 
 
 def is_single_file(source: Mapping[str, Any]) -> bool:
@@ -120,24 +118,32 @@ def find_labels(raw: Raw, label: str) -> list[str]:
     return sorted(found)
 
 
-def canonical(raw: Raw, *, text: Sequence[str], label: str, labels: Sequence[str] | None, kind: str) -> pa.Table:
-    """`raw` in canonical columns. A source without the label column gives null labels."""
-    assert kind in ("classification", "regression"), kind
+def canonical(
+    raw: Raw, *, text: Sequence[str], label: str | None = None, labels: Sequence[str] | None = None, kind: str
+) -> pa.Table:
+    """`raw` in canonical columns. A source without the label column gives null labels, kind "text" nothing else."""
+    assert kind in ("classification", "regression", "text"), kind
     texts = [_texts(raw, column) for column in text]
     count = len(texts[0])
-    if label not in raw.columns:
-        values = pa.nulls(count, pa.int64() if kind == "classification" else pa.float64())
+    if kind == "text" or label is None or label not in raw.columns:
+        values = pa.nulls(count, pa.float64() if kind == "regression" else pa.int64())
     elif kind == "classification":
         assert labels is not None
         values = _classes(raw, label, labels)
     else:
         values = _targets(raw, label)
+    return table(*texts, label=values)
+
+
+def table(text_a: pa.Array, text_b: pa.Array | None = None, *, label: pa.Array | None = None) -> pa.Table:
+    """Canonical columns of rows in the order of their source. Absent: null."""
+    count = len(text_a)
     return pa.table(
         {
             "id": pa.array(np.arange(count, dtype=np.int64)),
-            "text_a": texts[0],
-            "text_b": texts[1] if len(texts) > 1 else pa.nulls(count, pa.string()),
-            "label": values,
+            "text_a": text_a,
+            "text_b": pa.nulls(count, pa.string()) if text_b is None else text_b,
+            "label": pa.nulls(count, pa.int64()) if label is None else label,
         }
     )
 
@@ -282,9 +288,50 @@ def _targets(raw: Raw, label: str) -> pa.Array:
 # The Hub
 
 
-def _read_hub(source: Mapping[str, Any], split: str, config: str | None, wanted: Sequence[str]) -> Raw:
+def _read_hub(source: Mapping[str, Any], split: str, config: str | None, text: Sequence[str], label: str | None) -> Raw:
     # imported here, because it takes seconds that local data should not pay
     from datasets import ClassLabel, load_dataset
+
+    name, revision = str(source["hub"]), source.get("revision")
+    with _hub_errors(source, split, config) as where:
+        data = load_dataset(name, config, split=split, revision=revision)
+    columns = {column: _flat(data.data.column(column)) for column in text if column in data.column_names}
+    names = None
+    if label is not None and label in data.column_names:
+        columns[label] = _flat(data.data.column(label))
+        feature = data.features[label]
+        if isinstance(feature, ClassLabel):
+            names = list(feature.names)
+            codes = columns[label].cast(pa.int64())
+            known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
+            columns[label] = pa.array(names, pa.string()).take(pc.if_else(known, codes, None))
+    return Raw(columns=columns, available=data.column_names, where=where, names=names)
+
+
+def _stream_hub(source: Mapping[str, Any], split: str, text: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The texts of one row after the other, fetched as they are asked for."""
+    from datasets import load_dataset
+
+    name, config, revision = str(source["hub"]), source.get("config"), source.get("revision")
+    with _hub_errors(source, split, config) as where:
+        data = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        available = data.column_names or list(next(iter(data), {}))
+        if absent := [column for column in text if column not in available]:
+            raise _absent(absent[0], Raw(columns={}, available=available, where=where), "task.text")
+        for row, values in enumerate(data.select_columns(list(text))):
+            for column in text:
+                if isinstance(values[column], dict | list):
+                    raise DataError(
+                        f"The column {column!r} holds no text but {type(values[column]).__name__}.",
+                        where=f"{where}, row {row}",
+                        fix="Set task.text to columns of text.",
+                    )
+            yield tuple(_scalar(values[column]) or "" for column in text)
+
+
+@contextmanager
+def _hub_errors(source: Mapping[str, Any], split: str, config: str | None) -> Iterator[str]:
+    """Gives the place for messages; what the Hub's client raises inside becomes an error that can be mended."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     name, revision = str(source["hub"]), source.get("revision")
@@ -296,7 +343,7 @@ def _read_hub(source: Mapping[str, Any], split: str, config: str | None, wanted:
             fix="Give owner/name, or use task.source.path for a local file.",
         )
     try:
-        data = load_dataset(name, config, split=split, revision=revision)
+        yield where
     except DatasetNotFoundError as error:
         raise HubError(
             _first_line(error), where=where, fix="Check task.source; private data sets need `hf auth login`."
@@ -309,22 +356,13 @@ def _read_hub(source: Mapping[str, Any], split: str, config: str | None, wanted:
         ) from error
     except (DatasetsError, ValueError, RuntimeError, OSError) as error:
         raise _hub_problem(error, name, config, split, where) from error
-    columns = {column: _flat(data.data.column(column)) for column in wanted if column in data.column_names}
-    names = None
-    feature = data.features.get(wanted[-1])
-    if isinstance(feature, ClassLabel):
-        names = list(feature.names)
-        codes = columns[wanted[-1]].cast(pa.int64())
-        known = pc.and_(pc.greater_equal(codes, 0), pc.less(codes, len(names)))
-        columns[wanted[-1]] = pa.array(names, pa.string()).take(pc.if_else(known, codes, None))
-    return Raw(columns=columns, available=data.column_names, where=where, names=names)
 
 
 def _hub_problem(error: Exception, name: str, config: str | None, split: str, where: str) -> Exception:
     said = _first_line(error)
     listed = re.search(r"\[.*?\]", str(error), flags=re.DOTALL)
     exists = listed.group(0) if listed else "unknown"
-    if said.startswith("Unknown split"):
+    if said.startswith(("Unknown split", "Bad split")):
         return DataError(
             f"{name}{f' ({config})' if config else ''} has no split {split!r}. It has: {exists}.",
             where=where,
@@ -399,7 +437,8 @@ def find_file(path: Path, split: str) -> Path:
     )
 
 
-def _read_file(path: Path, wanted: Sequence[str]) -> Raw:
+def _read_file(path: Path, text: Sequence[str], label: str | None) -> Raw:
+    wanted = [*text, *([] if label is None else [label])]
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(
@@ -412,12 +451,14 @@ def _read_file(path: Path, wanted: Sequence[str]) -> Raw:
             raise DataError("The file is empty.", where=str(path))
         if suffix == ".parquet":
             return _read_parquet(path, wanted)
-        text = _decode(path.read_bytes(), str(path))
+        content = _decode(path.read_bytes(), str(path))
     except OSError as error:
         raise DataError(f"The file can't be read: {error.strerror or error}.", where=str(path)) from error
     if suffix == ".jsonl":
-        return _read_jsonl(text, str(path), wanted)
-    return _read_delimited(text, str(path), wanted, tabs=suffix == ".tsv")
+        return _read_jsonl(content, str(path), wanted, required=text)
+    if suffix == ".txt":
+        return _read_documents(content, str(path))
+    return _read_delimited(content, str(path), wanted, tabs=suffix == ".tsv")
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> Raw:
@@ -454,7 +495,7 @@ def _line(data: bytes, position: int) -> int:
     return data.count(b"\n", 0, position) + 1
 
 
-def _read_jsonl(text: str, where: str, wanted: Sequence[str]) -> Raw:
+def _read_jsonl(text: str, where: str, wanted: Sequence[str], *, required: Sequence[str]) -> Raw:
     values: dict[str, list[str | None]] = {column: [] for column in wanted}
     available: dict[str, None] = {}
     lines: list[int] = []
@@ -488,7 +529,7 @@ def _read_jsonl(text: str, where: str, wanted: Sequence[str]) -> Raw:
                 where=f"{where}, line {lines[row_number]}",
             ) from error
     raw = Raw(columns=columns, available=list(available), where=where, lines=lines)
-    for column in wanted[:-1]:
+    for column in required:
         if column in columns and columns[column].null_count:
             first = _first_null(columns[column])
             raise DataError(f"The field {column!r} is missing or null.", where=raw.place(first))
@@ -497,6 +538,25 @@ def _read_jsonl(text: str, where: str, wanted: Sequence[str]) -> Raw:
 
 def _first_null(array: pa.Array) -> int:
     return int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+
+
+def _read_documents(text: str, where: str) -> Raw:
+    """Paragraphs between blank lines, their lines joined; without blank lines inside, each line by itself."""
+    numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
+    filled = [number for number, line in numbered if line]
+    parted = bool(filled) and len(filled) <= filled[-1] - filled[0]
+    documents: list[list[str]] = []
+    lines: list[int] = []
+    for number, line in numbered:
+        if not line:
+            continue
+        if parted and documents and numbered[number - 2][1]:
+            documents[-1].append(line)
+        else:
+            documents.append([line])
+            lines.append(number)
+    column = pa.array([" ".join(document) for document in documents], pa.string())
+    return Raw(columns={"text": column}, available=["text"], where=where, lines=lines)
 
 
 def _read_delimited(text: str, where: str, wanted: Sequence[str], *, tabs: bool) -> Raw:

@@ -1,10 +1,11 @@
-"""From a task's source to the splits of a run: held-out rows, limits, checks, majority baselines."""
+"""From a task's source to the splits of a run: conditions, held-out rows, limits, checks, majority baselines."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdlab.context import Context
-from kdlab.data import tasks
+from kdlab.data import corruption, tasks
 from kdlab.data.metrics import CLASSIFICATION, REGRESSION, majority
+from kdlab.data.passages import read_passages
 from kdlab.errors import DataError
 
 SPLIT_SEED = 0  # of the held-out and the cut dev rows: the same for every seed of a run
@@ -26,35 +28,39 @@ def prepare(
     *,
     source: Mapping[str, Any],
     splits: Mapping[str, Any],
-    evaluations: Mapping[str, Mapping[str, Any]],
     text: Sequence[str],
     label: str,
     labels: Sequence[str] | None,
     kind: str,
     heldout: float,
-    train_limit: int | None,
+    few: Mapping[str, Any] | None = None,
+    imbalance: Mapping[str, Any] | None = None,
+    noise: Mapping[str, Any] | None = None,
     dev_limit: int | None,
     rows: int | None,
     seed: int,
 ) -> None:
-    """Write `{train,heldout,dev,test,<evaluation>}.arrow` in the canonical columns of `kdlab.data.tasks`.
+    """Write `{train,heldout,dev}.arrow` in the canonical columns of `kdlab.data.tasks`.
 
-    Where the source has no dev (a single local file, or `splits.dev` null), a tenth of train becomes dev.
-    Then the share `heldout` of train is set aside; both are drawn by a fixed seed, stratified by class.
-    `train_limit`, `dev_limit` and `rows` (every split) draw with the run's `seed`. Rows stay in the order of
-    the source.
+    In this order: where the source has no dev (a single local file, or `splits.dev` null), a tenth of train becomes
+    dev; `few` of the training rows are drawn with `seed`; `imbalance` thins out their classes; the share `heldout` of
+    what is left is set aside; `noise` changes labels of train and held-out rows, which get a column `clean_label`;
+    `dev_limit` draws from dev, `rows` from every split. What is cut, set aside or limited is drawn by a fixed seed, so
+    that all runs are scored on the same rows; a part of train by class, and none by a noisy label. Rows stay in the
+    order of the source.
 
-    Facts, also in facts.json: rows, unlabelled and empty_texts per split; labels; majority[split][metric]:
-    the score of the majority answer on each fully labelled split; shared_with_train: rows with the same
-    texts; warnings. Raises DataError for data that can't be trained or scored on, HubError where the Hub
-    can't give them.
+    few, imbalance, noise: as in `kdlab.config`, without `teacher`; None is off. A row's noise is that of its place in
+    the source, whatever else is chosen: so runs that share rows share their noise.
+
+    Facts, also in facts.json: rows, unlabelled, noisy (changed labels) and empty_texts per split; labels;
+    majority[split][metric]: the score on each fully labelled split of the answer that is most frequent among train's
+    clean labels; shared_with_train: rows with the texts of a train or held-out row; conditions: what few, imbalance
+    and noise did; warnings.
+
+    Raises DataError for data that can't be trained or scored on, or that a condition leaves too little of, HubError
+    where the Hub can't give them.
     """
-    _check_names(evaluations)
     warnings: list[str] = []
-
-    def read(split: str, config: str | None = None) -> tuple[tasks.Raw, pa.Table]:
-        raw = tasks.read_raw(source, split, config=config, text=text, label=label)
-        return raw, tasks.canonical(raw, text=text, label=label, labels=labels, kind=kind)
 
     # train decides on the labels
     raw = tasks.read_raw(source, splits["train"], text=text, label=label)
@@ -63,58 +69,118 @@ def prepare(
     train = tasks.canonical(raw, text=text, label=label, labels=labels, kind=kind)
     tasks.require_labels(raw, train, label)
     _check_variety(train, labels, raw.where, warnings)
+    clean = train["label"].to_numpy()  # by row number
 
-    # dev, test and further evaluations
-    tables: dict[str, pa.Table] = {}
-    cut_dev = splits.get("dev") is None or tasks.is_single_file(source)
-    if cut_dev:
-        train, tables["dev"] = _set_aside(train, CUT_DEV, kind, what="dev")
+    if splits.get("dev") is None or tasks.is_single_file(source):
+        train, dev = _set_aside(train, CUT_DEV, kind, what="dev")
     else:
-        dev_raw, tables["dev"] = read(splits["dev"])
-        tasks.require_labels(dev_raw, tables["dev"], label)
-    if splits.get("test"):
-        tables["test"] = read(splits["test"])[1]
-    for name, evaluation in evaluations.items():
-        tables[name] = read(evaluation["split"], evaluation.get("config"))[1]
-    shared = {name: _shared(table, train) for name, table in tables.items()}
-    if not cut_dev and shared["dev"] == tables["dev"].num_rows:
-        raise DataError(
-            f"All {shared['dev']} rows of dev are rows of train: their scores would mean nothing.",
-            where=f"{raw.where} and {dev_raw.where}",
-            fix="Set task.splits.dev to another split, or to null to cut a dev part from train.",
-        )
-    for name, count in shared.items():
-        if count:
-            warnings.append(f"{count} of {tables[name].num_rows} rows of {name} have the same texts as a row of train")
+        dev_raw = tasks.read_raw(source, splits["dev"], text=text, label=label)
+        dev = tasks.canonical(dev_raw, text=text, label=label, labels=labels, kind=kind)
+        tasks.require_labels(dev_raw, dev, label)
+        if _shared(dev, train) == dev.num_rows:
+            raise DataError(
+                f"All {dev.num_rows} rows of dev are rows of train: their scores would mean nothing.",
+                where=f"{raw.where} and {dev_raw.where}",
+                fix="Set task.splits.dev to another split, or to null to cut a dev part from train.",
+            )
 
-    # what the run leaves of them
-    tables = {"train": train, **tables}
+    # the conditions
+    found = pc.unique(train["label"]).to_pylist()
+    conditions: dict[str, Any] = {"few": None, "imbalance": None, "noise": None}
+    if few and few["examples"] is not None:
+        train, conditions["few"] = _few(train, few, kind, labels, seed, warnings)
+    if imbalance and imbalance["ratio"] != 1:
+        train, conditions["imbalance"] = _imbalance(train, imbalance, labels)
+    tables = {"train": train, "dev": dev}
     if heldout:
         tables["train"], tables["heldout"] = _set_aside(train, heldout, kind, what="the held-out part")
-    limits = {"train": train_limit, "dev": dev_limit}
-    for name, table in tables.items():
-        bounds = [limit for limit in (limits.get(name), rows) if limit is not None]
-        tables[name] = _draw(table, min(bounds), seed) if bounds else table
+    _check_left(tables["train"], found, labels, conditions, warnings)
+    if noise and noise["rate"]:
+        classes = None if labels is None else len(labels)
+        noisy, _ = corruption.noise(clean, rate=noise["rate"], classes=classes, seed=noise["seed"])
+        for name in ("train", "heldout"):
+            if name in tables:
+                tables[name] = _relabelled(tables[name], noisy)
 
-    empty = {name: _empty_texts(table) for name, table in tables.items()}
-    for name, count in empty.items():
-        if count == tables[name].num_rows:
-            raise DataError(f"All texts of {name} are empty.", where=raw.where, fix="Check task.text.")
-        if count:
-            warnings.append(f"{count} of {tables[name].num_rows} rows of {name} have an empty text")
-    facts: dict[str, Any] = {
-        "rows": {name: table.num_rows for name, table in tables.items()},
-        "unlabelled": {name: table["label"].null_count for name, table in tables.items()},
-        "empty_texts": empty,
-        "shared_with_train": shared,
-        "labels": list(labels) if kind == "classification" and labels is not None else None,
-        "majority": _majorities(tables, kind, labels),
-        "warnings": warnings,
-    }
+    # the limits
+    if dev_limit is not None:
+        tables["dev"] = _draw(tables["dev"], dev_limit, SPLIT_SEED)
+    if rows is not None:
+        tables = {name: _draw(table, rows, SPLIT_SEED) for name, table in tables.items()}
+    changed = {name: _changed(table) for name, table in tables.items()}
+    if noise and noise["rate"]:
+        counts = {name: count for name, count in changed.items() if name != "dev"}
+        conditions["noise"] = {"rate": noise["rate"], "seed": noise["seed"], "changed": counts}
+
+    trained = {name: table for name, table in tables.items() if name != "dev"}
+    facts = _facts(tables, trained, labels, kind, warnings)
+    _publish(ctx, tables, {**facts, "noisy": changed, "conditions": conditions})
+
+
+def prepare_sets(
+    ctx: Context,
+    *,
+    data: Path,
+    source: Mapping[str, Any],
+    splits: Mapping[str, Any],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    text: Sequence[str],
+    label: str,
+    kind: str,
+    rows: int | None,
+) -> None:
+    """Write `test.arrow`, where `splits.test` names a split, and `<evaluation>.arrow`, with the labels of `data`.
+
+    data: what `prepare` wrote. Sets may be without labels. Facts as those of `prepare`; majority and
+    shared_with_train go by the rows of `data`. `rows` of each set are drawn by a fixed seed.
+    """
+    _check_names(evaluations)
+    labels = json.loads((data / "facts.json").read_text(encoding="utf-8"))["labels"]
+    asked: dict[str, tuple[str, str | None]] = {"test": (splits["test"], None)} if splits.get("test") else {}
+    asked |= {name: (value["split"], value.get("config")) for name, value in evaluations.items()}
+    tables: dict[str, pa.Table] = {}
+    for name, (split, config) in asked.items():
+        raw = tasks.read_raw(source, split, config=config, text=text, label=label)
+        table = tasks.canonical(raw, text=text, label=label, labels=labels, kind=kind)
+        tables[name] = table if rows is None else _draw(table, rows, SPLIT_SEED)
+    files = [data / f"{name}.arrow" for name in ("train", "heldout")]
+    trained = {file.stem: read_table(data, file.stem) for file in files if file.exists()}
+    _publish(ctx, tables, _facts(tables, trained, labels, kind, []))
+
+
+def prepare_texts(
+    ctx: Context,
+    *,
+    source: Mapping[str, Any],
+    split: str,
+    text: Sequence[str],
+    passages: Mapping[str, Any],
+    rows: int | None,
+) -> None:
+    """Write `train.arrow`: the rows of a corpus without labels, in canonical columns with null labels.
+
+    passages: as in `kdlab.config`. rows: the first ones only. Facts as those of `prepare`, and passages: how many
+    documents were read and used.
+    """
+    limit = min([number for number in (passages["limit"], rows) if number is not None], default=None)
+    table, counts = read_passages(source, split, text=text, passages={**passages, "limit": limit})
+    warnings: list[str] = []
+    if passages["limit"] is not None and rows is None and table.num_rows < passages["limit"]:
+        warnings.append(f"{passages['limit']} rows were asked for, and the corpus gives {table.num_rows}")
+    tables = {"train": table}
+    _publish(ctx, tables, {**_facts(tables, tables, None, "text", warnings), "passages": counts})
+
+
+def _publish(ctx: Context, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> None:
     for name, table in tables.items():
         write_table(ctx, name, table)
     (ctx.out / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     ctx.facts.update(facts)
+
+
+def read_table(folder: Path, name: str) -> pa.Table:
+    """The split `name` of what one of these stages wrote."""
+    return pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
 
 
 def write_table(ctx: Context, name: str, table: pa.Table) -> None:
@@ -150,6 +216,89 @@ def _check_variety(train: pa.Table, labels: Sequence[str] | None, where: str, wa
         warnings.append(f"no training row has the label {', '.join(map(repr, absent))}")
 
 
+def _few(
+    train: pa.Table,
+    few: Mapping[str, Any],
+    kind: str,
+    labels: Sequence[str] | None,
+    seed: int,
+    warnings: list[str],
+) -> tuple[pa.Table, dict[str, Any]]:
+    if few["examples"] > train.num_rows:
+        warnings.append(f"few.examples={few['examples']}: there are only {train.num_rows} training rows, all are used")
+    chosen = corruption.few(
+        train["label"].to_numpy(),
+        examples=few["examples"],
+        balanced=few["balanced"],
+        regression=kind == "regression",
+        seed=seed,
+    )
+    left = train.take(pa.array(chosen))
+    return left, {**few, "seed": seed, "before": _sizes(train, labels), "after": _sizes(left, labels)}
+
+
+def _imbalance(
+    train: pa.Table, imbalance: Mapping[str, Any], labels: Sequence[str] | None
+) -> tuple[pa.Table, dict[str, Any]]:
+    chosen = corruption.imbalance(train["label"].to_numpy(), ratio=imbalance["ratio"], seed=imbalance["seed"])
+    left = train.take(pa.array(chosen))
+    return left, {**imbalance, "before": _sizes(train, labels), "after": _sizes(left, labels)}
+
+
+def _sizes(table: pa.Table, labels: Sequence[str] | None) -> dict[str, int] | int:
+    """Rows of each class; of a regression, rows."""
+    if labels is None:
+        return int(table.num_rows)
+    counts = np.bincount(table["label"].to_numpy(), minlength=len(labels))
+    return {name: int(count) for name, count in zip(labels, counts, strict=True)}
+
+
+def _check_left(
+    train: pa.Table,
+    found: Sequence[Any],
+    labels: Sequence[str] | None,
+    conditions: Mapping[str, Any],
+    warnings: list[str],
+) -> None:
+    """Refuse training rows of one class only, and an imbalance that leaves a class out."""
+    present = pc.unique(train["label"]).to_pylist()
+    fix = "Give more rows (task.few.examples)"
+    if labels is not None:
+        fix += ", draw them balanced (task.few.balanced=true), lower task.imbalance.ratio"
+    if len(present) < 2:
+        only = labels[present[0]] if labels is not None else present[0]
+        raise DataError(
+            f"The {train.num_rows} rows that are left to train on all have the label {only!r}.",
+            where="train",
+            fix=f"{fix}, or set aside less (task.heldout).",
+        )
+    if labels is None:
+        return
+    lost = ", ".join(repr(name) for number, name in enumerate(labels) if number in found and number not in present)
+    if lost and conditions["imbalance"]:
+        raise DataError(
+            f"No row with the label {lost} is left to train on: imbalance leaves"
+            f" {conditions['imbalance']['after']} rows, of which some are held out.",
+            where="task.imbalance",
+            fix=f"{fix}, or set aside less (task.heldout).",
+        )
+    if lost:
+        warnings.append(f"no row with the label {lost} is left to train on")
+
+
+def _relabelled(table: pa.Table, noisy: np.ndarray[Any, Any]) -> pa.Table:
+    """noisy: labels by row number of the source."""
+    position = table.column_names.index("label")
+    labels = pa.array(noisy[table["id"].to_numpy()])
+    return table.append_column("clean_label", table["label"]).set_column(position, "label", labels)
+
+
+def _changed(table: pa.Table) -> int:
+    if "clean_label" not in table.column_names:
+        return 0
+    return int(pc.sum(pc.not_equal(table["label"], table["clean_label"])).as_py() or 0)
+
+
 def _set_aside(table: pa.Table, share: float, kind: str, *, what: str) -> tuple[pa.Table, pa.Table]:
     """(rest, the share set aside). Stratified: every class gives its share, largest remainders first."""
     rng = np.random.default_rng(SPLIT_SEED)
@@ -182,8 +331,9 @@ def _keys(table: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(table["text_a"], pc.fill_null(table["text_b"], ""), "\x1f")
 
 
-def _shared(table: pa.Table, train: pa.Table) -> int:
-    return int(pc.sum(pc.is_in(_keys(table), value_set=_keys(train).combine_chunks())).as_py() or 0)
+def _shared(table: pa.Table, *trained: pa.Table) -> int:
+    known = pa.chunked_array([chunk for part in trained for chunk in _keys(part).chunks])
+    return int(pc.sum(pc.is_in(_keys(table), value_set=known.combine_chunks())).as_py() or 0)
 
 
 def _empty_texts(table: pa.Table) -> int:
@@ -193,12 +343,45 @@ def _empty_texts(table: pa.Table) -> int:
     return int(pc.sum(empty).as_py() or 0)
 
 
-def _majorities(tables: Mapping[str, pa.Table], kind: str, labels: Sequence[str] | None) -> dict[str, dict[str, float]]:
-    train = tables["train"]["label"].to_numpy()
+def _facts(
+    tables: Mapping[str, pa.Table],
+    trained: Mapping[str, pa.Table],
+    labels: Sequence[str] | None,
+    kind: str,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """What is known of `tables`, and `warnings` with what there is to say of them. trained: train and held-out rows."""
+    shared = {name: _shared(table, *trained.values()) for name, table in tables.items() if name not in trained}
+    for name, count in shared.items():
+        if count:
+            warnings.append(f"{count} of {tables[name].num_rows} rows of {name} have the same texts as a row of train")
+    empty = {name: _empty_texts(table) for name, table in tables.items()}
+    for name, count in empty.items():
+        if count == tables[name].num_rows:
+            raise DataError(
+                f"All texts of {name} are empty.", where="task.text", fix="Name the columns with the texts."
+            )
+        if count:
+            warnings.append(f"{count} of {tables[name].num_rows} rows of {name} have an empty text")
+    return {
+        "rows": {name: table.num_rows for name, table in tables.items()},
+        "unlabelled": {name: table["label"].null_count for name, table in tables.items()},
+        "empty_texts": empty,
+        "shared_with_train": shared,
+        "labels": list(labels) if kind == "classification" and labels is not None else None,
+        "majority": {} if kind == "text" else _majorities(tables, trained["train"], kind, labels),
+        "warnings": warnings,
+    }
+
+
+def _majorities(
+    tables: Mapping[str, pa.Table], train: pa.Table, kind: str, labels: Sequence[str] | None
+) -> dict[str, dict[str, float]]:
+    answers = train["clean_label" if "clean_label" in train.column_names else "label"].to_numpy()
     metrics = REGRESSION if kind == "regression" else CLASSIFICATION
     names = [name for name in metrics if name != "f1" or (labels is not None and len(labels) == 2)]
     return {
-        split: {name: majority(name, train, table["label"].to_numpy(), kind) for name in names}
+        split: {name: majority(name, answers, table["label"].to_numpy(), kind) for name in names}
         for split, table in tables.items()
         if split != "train" and not table["label"].null_count
     }

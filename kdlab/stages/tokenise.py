@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from kdlab.context import Context
 from kdlab.errors import DataError, HubError, ModelError
-from kdlab.stages.prepare import write_table
+from kdlab.stages.prepare import read_table, write_table
 
 CHUNK = 20_000  # rows a call, so that the encodings of a large split are never all in memory
 COMPARED = 100  # texts on which two tokenizers must agree
@@ -25,24 +25,31 @@ def tokenise(
     ctx: Context,
     *,
     data: Path,
-    tokenizer: Mapping[str, Any],
+    tokenizer: Mapping[str, Any] | None,
     max_length: int,
     partner: Mapping[str, Any] | None = None,
+    reader: Path | None = None,
 ) -> None:
     """Write `{split}.arrow` for every split in `data`, and the tokenizer as a plain Hugging Face folder
     `tokenizer/`.
 
-    Columns: id (int64), input_ids (list<int32>), token_type_ids (list<int8>, if the model takes them), label.
-    Pairs are encoded as the tokenizer does it; texts over `max_length` tokens are cut, the longer of a pair
-    first. tokenizer: {"id", "revision"} on the Hub, {"path"} a folder, or {"kind": "words"}: a token per word
-    of train. partner: the tokenizer of a student that was pre-trained apart from its teacher; it must read as
-    `tokenizer` does. Facts, also in facts.json beside those of `data`: tokens, longest and cut (share of
-    rows) per split, vocabulary, max_length. Raises ModelError where the two tokenizers differ.
+    Columns: id (int64), input_ids (list<int32>), token_type_ids (list<int8>, if the model takes them), label, and
+    clean_label where `data` has it. Pairs are encoded as the tokenizer does it; texts over `max_length` tokens are
+    cut, the longer of a pair first.
+
+    tokenizer: {"id", "revision"} on the Hub, {"path"} a folder, or {"kind": "words"}: a token per word of train; None:
+    that of `reader`, another artifact of this stage. partner: the tokenizer of a student that was pre-trained apart
+    from its teacher; it must read as `tokenizer` does.
+
+    Facts, also in facts.json beside those of `data`: tokens, longest and cut (share of rows) per split, vocabulary,
+    max_length. Raises ModelError where the two tokenizers differ.
     """
     names = sorted(path.stem for path in data.glob("*.arrow"))
     if not names:
         raise DataError("There is no prepared split.", where=str(data))
-    tables = {name: _read(data, name) for name in names}
+    tables = {name: read_table(data, name) for name in names}
+    tokenizer = {"path": str(reader / "tokenizer")} if reader is not None else tokenizer
+    assert tokenizer is not None, "one of tokenizer and reader"
     fast = _words(tables["train"]) if tokenizer.get("kind") == "words" else _pretrained(tokenizer)
     fast.backend_tokenizer.no_truncation()
     fast.backend_tokenizer.no_padding()
@@ -69,10 +76,6 @@ def tokenise(
     written = json.dumps({**prepared, **facts}, indent=1, ensure_ascii=False)
     (ctx.out / "facts.json").write_text(written + "\n", encoding="utf-8")
     ctx.facts.update(facts)
-
-
-def _read(folder: Path, name: str) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
 
 
 def _words(train: pa.Table) -> PreTrainedTokenizerBase:
@@ -171,4 +174,5 @@ def _encode(fast: PreTrainedTokenizerBase, table: pa.Table) -> tuple[pa.Table, i
     columns = {"id": table["id"], "input_ids": pa.ListArray.from_arrays(offsets, np.concatenate(ids))}
     if typed:
         columns["token_type_ids"] = pa.ListArray.from_arrays(offsets, np.concatenate(types))
-    return pa.table({**columns, "label": table["label"]}), cut
+    labels = {name: table[name] for name in ("label", "clean_label") if name in table.column_names}
+    return pa.table({**columns, **labels}), cut

@@ -19,14 +19,17 @@ import json, sys
 from pathlib import Path
 from kdlab.context import Context
 from kdlab.errors import KdlabError
-from kdlab.stages.prepare import prepare
+from kdlab.stages.prepare import prepare, prepare_sets
 
 given = json.loads(sys.argv[1])
 for name, settings in given.items():
     ctx = Context(out=Path(name), stage="data")
     ctx.out.mkdir()
     try:
-        prepare(ctx, **settings)
+        if "evaluations" in settings:
+            prepare_sets(ctx, **{**settings, "data": Path(settings["data"])})
+        else:
+            prepare(ctx, **settings)
     except KdlabError as error:
         ctx.facts["error"] = f"{type(error).__name__}: {error}"
     print("FACTS", json.dumps({"name": name, **ctx.facts}))
@@ -37,19 +40,26 @@ def settings(name: str, **changes: Any) -> dict[str, Any]:
     task = yaml.safe_load((PROJECT / "conf" / "task" / "glue" / f"{name}.yaml").read_text(encoding="utf-8"))
     values: dict[str, Any] = {
         "source": task["source"],
-        "splits": {"train": "train", "dev": "validation", "test": None} | task.get("splits", {}),
-        "evaluations": task.get("evaluations", {}),
+        "splits": {"train": "train", "dev": "validation"} | task.get("splits", {}),
         "text": task["text"],
         "label": "label",
         "labels": task.get("labels"),
         "kind": task["kind"],
         "heldout": 0.1,
-        "train_limit": None,
+        "few": None,
+        "imbalance": None,
+        "noise": None,
         "dev_limit": None,
         "rows": None,
         "seed": 42,
     }
     return values | changes
+
+
+def sets(data: str, values: dict[str, Any], evaluations: dict[str, Any], test: str | None = None) -> dict[str, Any]:
+    """The further sets of a task prepared under the name `data`."""
+    kept = {name: values[name] for name in ("source", "text", "label", "kind", "rows")}
+    return kept | {"data": data, "splits": {"test": test}, "evaluations": evaluations}
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +72,14 @@ def facts(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     (root / "datasets").symlink_to(shared / "hub" / "datasets")
     given = {name: settings(name) for name in ("rte", "cola", "stsb", "qnli", "wnli", "mnli", "qqp")}
     rte = given["rte"]
-    given["rte_test"] = rte | {"splits": rte["splits"] | {"test": "test"}}
+    given["rte_test"] = sets(
+        "rte", rte, {"again": {"split": "validation"}, "train_again": {"split": "train", "config": "rte"}}, "test"
+    )
     given["rte_again"] = rte
-    given["mnli_cut"] = settings("mnli", splits={"train": "train", "dev": None, "test": None}, evaluations={})
+    given["mnli_cut"] = settings("mnli", splits={"train": "train", "dev": None})
+    held = {"held": {"split": "heldout_from_train"}, "ax": {"split": "test", "config": "ax"}}
+    given["mnli_sets"] = sets("mnli_cut", given["mnli_cut"], {"held": held["held"]})
+    given["mnli_no_ax"] = sets("mnli_cut", given["mnli_cut"], held)
     given["swapped"] = rte | {"labels": ["not_entailment", "entailment"]}
     given["unknown"] = rte | {"labels": ["yes", "no"]}
     given["column"] = rte | {"text": ["sentence1", "sentence"]}
@@ -127,8 +142,16 @@ def test_same_bytes_twice(facts: dict[str, dict[str, Any]]) -> None:
 
 
 def test_hidden_test_labels(facts: dict[str, dict[str, Any]]) -> None:
-    assert facts["rte_test"]["rows"]["test"] == facts["rte_test"]["unlabelled"]["test"] == 3000
-    assert "test" not in facts["rte_test"]["majority"]
+    found = facts["rte_test"]
+    assert found["rows"]["test"] == found["unlabelled"]["test"] == 3000
+    assert found["labels"] == ["entailment", "not_entailment"] and set(found["majority"]) == {"again", "train_again"}
+    assert found["majority"]["again"] == facts["rte"]["majority"]["dev"]
+    assert found["shared_with_train"]["train_again"] == 2490 and found["shared_with_train"]["test"] < 30
+
+
+def test_further_sets_of_the_hub(facts: dict[str, dict[str, Any]]) -> None:
+    assert facts["mnli_sets"]["rows"] == {"held": 1000} and facts["mnli_sets"]["unlabelled"] == {"held": 0}
+    assert facts["mnli_sets"]["shared_with_train"]["held"] < 10
 
 
 def test_labels_go_by_name_not_by_number(facts: dict[str, dict[str, Any]]) -> None:
@@ -148,6 +171,7 @@ def test_dev_cut_from_train(facts: dict[str, dict[str, Any]]) -> None:
             "mnli",
             ["DataError", "no split 'validation_matched'", "'train', 'heldout_from_train'", "task.splits"],
         ),
+        ("mnli_no_ax", ["DataError", "no configuration 'ax'", "'cola', 'mnli'"]),
         ("qqp", ["DataError", "no configuration 'qqp'", "'cola', 'mnli', 'qnli', 'rte', 'stsb', 'wnli'"]),
         ("unknown", ["DataError", "'yes', 'no'", "'entailment', 'not_entailment'", "task.labels"]),
         ("column", ["DataError", "no column 'sentence'", "Did you mean 'sentence"]),

@@ -1,0 +1,197 @@
+"""The data side of a plan: which stages read, corrupt and tokenise what a run is trained and scored on.
+
+    prepare -> tokenise                          train, held-out and dev rows
+    prepare_teacher -> tokenise_teacher          the same for a teacher with examples or labels of its own
+    prepare -> prepare_sets -> tokenise_sets     test and the further evaluation sets
+    prepare_supplement -> tokenise_supplement    what the layer stage is trained on in place of the task
+
+Test and further sets are apart, so that tasks which differ only in them (glue/mnli, glue/ax) share a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from kdlab.config import Distillation, Noise, Passages, Run, Task
+from kdlab.graph import Stage
+from kdlab.pins import Pinned, Pins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Tokenised data, each a stage."""
+
+    student: Stage  # what the student is trained on, and all models are scored on
+    teacher: Stage  # the same stage, unless few.teacher=own or noise.teacher=clean
+    sets: Stage | None  # test and further evaluation sets
+    supplement: Stage | None  # in place of the student's training rows in the layer stage
+
+
+def data_stages(run: Run, pins: Pins, models: Mapping[str, Pinned], *, teacher_seed: int) -> Data:
+    """The stages of a run's data. `models`: the pinned encoders by side, one or both of teacher and student.
+
+    A pre-trained tokenizer reads all data by itself, so that what is tokenised is shared between tasks and seeds. One
+    that is made of words knows those of the student's training rows, and all other texts are read with it.
+    """
+    task, noisy = run.task, run.task.noise.teacher == "noisy"
+    few_seed = teacher_seed if task.few.teacher == "own" else run.seed
+    taught = not isinstance(run.method, Distillation) or "teacher" in run.method.stages
+    notes = conditions(task, teacher_seed=teacher_seed if taught else None)
+    reader = _reader(run, models)
+
+    prepared = _prepared(run, pins, task, "prepare", few_seed=run.seed, noisy=True, notes=tuple(notes))
+    student = reader.tokenised(prepared, "tokenise", task.max_length)
+    own = _prepared(run, pins, task, "prepare_teacher", few_seed=few_seed, noisy=noisy)
+    teacher = student
+    if own.fingerprint != prepared.fingerprint:
+        other_texts = prepared.values["seed"] != own.values["seed"]
+        teacher = reader.tokenised(own, "tokenise_teacher", task.max_length, words_of=student if other_texts else None)
+    sets = supplement = None
+    if task.splits.test or task.evaluations:
+        sets = reader.tokenised(_sets(run, pins, prepared), "tokenise_sets", task.max_length, words_of=student)
+    if run.supplement is not None:
+        texts = _supplement(run, pins, run.supplement)
+        supplement = reader.tokenised(texts, "tokenise_supplement", task.max_length, words_of=student)
+    return Data(student=student, teacher=teacher, sets=sets, supplement=supplement)
+
+
+def conditions(task: Task, *, teacher_seed: int | None = None) -> list[str]:
+    """What is done to the training rows, a line each, in the order in which it is done.
+
+    teacher_seed: of the run's teacher; None if it has none, then no line speaks of it.
+    """
+    few, imbalance, noise = task.few, task.imbalance, task.noise
+    lines = []
+    if few.examples is not None:
+        whose = "the same" if few.teacher == "same" else f"its own {few.examples} (seed {teacher_seed})"
+        lines.append(f"few: {few.examples} examples" + (", balanced" if few.balanced else ""))
+        lines[-1] += "" if teacher_seed is None else f"; teacher on {whose}"
+    if imbalance.ratio != 1:
+        lines.append(
+            f"imbalance: {imbalance.ratio:g} of the most frequent class for 1 of the rarest (seed {imbalance.seed})"
+        )
+    if noise.rate > 0:
+        lines.append(f"noise: {100 * noise.rate:g} % of training labels changed (seed {noise.seed})")
+        lines[-1] += "" if teacher_seed is None else f"; teacher on {noise.teacher} labels"
+    return lines
+
+
+def _prepared(
+    run: Run, pins: Pins, task: Task, label: str, *, few_seed: int, noisy: bool, notes: tuple[str, ...] = ()
+) -> Stage:
+    source = pins.source(task.source)
+    few, imbalance, noise = task.few, task.imbalance, task.noise
+    return Stage(
+        "kdlab.stages.prepare:prepare",
+        label,
+        values={
+            "source": {**source.values, "config": task.source.config},
+            "splits": {"train": task.splits.train, "dev": task.splits.dev},
+            "text": task.text,
+            "label": task.label,
+            "labels": task.labels,
+            "kind": task.kind,
+            "heldout": task.heldout if run.select_on == "heldout" else 0.0,
+            "few": None if few.examples is None else {"examples": few.examples, "balanced": few.balanced},
+            "imbalance": None if imbalance.ratio == 1 else asdict(imbalance),
+            "noise": {"rate": noise.rate, "seed": noise.seed} if noise.rate > 0 and noisy else None,
+            "dev_limit": task.dev_limit,
+            "rows": run.debug.rows,
+            "seed": 0 if few.examples is None else few_seed,
+        },
+        places={} if source.place is None else {"source": source.place},
+        notes=notes,
+    )
+
+
+def _sets(run: Run, pins: Pins, prepared: Stage) -> Stage:
+    task, source = run.task, pins.source(run.task.source)
+    return Stage(
+        "kdlab.stages.prepare:prepare_sets",
+        "prepare_sets",
+        values={
+            "source": {**source.values, "config": task.source.config},
+            "splits": {"test": task.splits.test},
+            "evaluations": {name: asdict(value) for name, value in task.evaluations.items()},
+            "text": task.text,
+            "label": task.label,
+            "kind": task.kind,
+            "rows": run.debug.rows,
+        },
+        inputs={"data": prepared},
+        places={} if source.place is None else {"source": source.place},
+    )
+
+
+def _supplement(run: Run, pins: Pins, supplement: Task) -> Stage:
+    """A corpus; or another task as for a run of its own, but without noise and limits of dev, which nobody reads."""
+    if supplement.kind != "text":
+        plain = replace(supplement, noise=Noise(), dev_limit=None)
+        notes = (f"the texts of {supplement.name}", *conditions(plain))
+        return _prepared(run, pins, plain, "prepare_supplement", few_seed=run.seed, noisy=False, notes=notes)
+    source, passages = pins.source(supplement.source), supplement.passages
+    if passages.unit == "row":
+        passages = Passages(limit=passages.limit)
+    return Stage(
+        "kdlab.stages.prepare:prepare_texts",
+        "prepare_supplement",
+        values={
+            "source": {**source.values, "config": supplement.source.config},
+            "split": supplement.splits.train,
+            "text": supplement.text,
+            "passages": {**asdict(passages), "seed": passages.seed if passages.keep < 1 else 0},
+            "rows": run.debug.rows,
+        },
+        places={} if source.place is None else {"source": source.place},
+        notes=(f"{supplement.name}: {_shown(passages)}",),
+    )
+
+
+def _shown(passages: Passages) -> str:
+    parts = ["rows as they are"]
+    if passages.unit == "pair":
+        parts = [f"pairs of sentences of {passages.min_words} words or more"]
+        if passages.keep < 1:
+            parts.append(f"of {100 * passages.keep:g} % of the documents (seed {passages.seed})")
+    if passages.limit is not None:
+        parts.append(f"at most {passages.limit}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The tokenizer of a run. values: what tells it from others; places: where its local parts lie."""
+
+    words: bool
+    values: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict)
+
+    def tokenised(self, prepared: Stage, label: str, max_length: int, *, words_of: Stage | None = None) -> Stage:
+        """words_of: the stage whose words a tokenizer of words has; None: those of `prepared` itself."""
+        borrowed = self.words and words_of is not None
+        values = {"tokenizer": None} if borrowed else self.values
+        inputs = {"reader": words_of} if borrowed and words_of is not None else {}
+        return Stage(
+            "kdlab.stages.tokenise:tokenise",
+            label,
+            values={**values, "max_length": max_length},
+            inputs={"data": prepared, **inputs},
+            places={} if borrowed else self.places,
+        )
+
+
+def _reader(run: Run, models: Mapping[str, Pinned]) -> _Reader:
+    """The teacher's tokenizer, if it has one; a student that was pre-trained apart must read as it does."""
+    if run.model.tokenizer == "words":
+        return _Reader(True, {"tokenizer": {"kind": "words"}})
+    side = "teacher" if "teacher" in models and models["teacher"].values else "student"
+    reader = models[side if side in models else "teacher"]
+    partner = models.get("student") if side == "teacher" else None
+    if partner is not None and partner.values in (reader.values, {}):
+        partner = None
+    places = {} if reader.place is None else {"tokenizer": reader.place}
+    if partner is not None and partner.place is not None:
+        places["partner"] = partner.place
+    return _Reader(False, {"tokenizer": reader.values, "partner": None if partner is None else partner.values}, places)
