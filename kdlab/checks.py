@@ -13,16 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from kdlab.config import Distillation, Encoder, Run, Task, walk
+from kdlab.config import Distillation, Encoder, JointFit, LayerFit, Run, Task, walk
 
-TRAINED = ("teacher", "student", "layers", "logits")  # stages that train, as method.stages names them
+TRAINED = ("teacher", "student", "layers", "logits", "joint")  # stages that train, as method.stages names them
 PLANS = (
     ("student",),
     ("teacher",),
     ("teacher", "logits"),
     ("teacher", "layers"),
     ("teacher", "layers", "logits"),
+    ("teacher", "joint"),
 )
+KEYED = ("query", "key", "value")  # relations of a projection with itself
+STATES = ("hidden", "embedding", "patient")  # relations that compare states
 METRICS = {
     "classification": ("accuracy", "f1", "macro_f1", "mcc"),
     "regression": ("pearson_spearman", "pearson", "spearman"),
@@ -49,12 +52,19 @@ def _positive(value: float) -> bool:
 # (keys, what holds, in words); the first pattern that fits a key counts
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("seed", lambda value: 0 <= value < 2**32, "must be between 0 and 4294967295"),
+    ("curves", _at_least(0), "must be 0 (none) or more"),
+    ("*.seed", lambda value: 0 <= value < 2**32, "must be between 0 and 4294967295"),
     ("task.epochs.*", _at_least(0), "must be 0 or more"),
-    ("task.max_length", _at_least(4), "must be 4 or more"),
-    ("task.heldout", _part, "is a share of the training rows: at least 0, less than 1"),
-    ("task.train_limit", _at_least(1), "must be 1 or more"),
-    ("task.dev_limit", _at_least(1), "must be 1 or more"),
-    ("task.rows", _at_least(1), "must be 1 or more"),
+    ("*.max_length", _at_least(4), "must be 4 or more"),
+    ("*.heldout", _part, "is a share of the training rows: at least 0, less than 1"),
+    ("*.few.examples", _at_least(1), "must be 1 or more"),
+    ("*.imbalance.ratio", _at_least(1), "must be 1 (off) or more: the most frequent class over the rarest"),
+    ("*.noise.rate", _part, "is a share of the labels: at least 0, less than 1"),
+    ("*.passages.keep", lambda value: 0 < value <= 1, "is a share of the documents: more than 0, at most 1"),
+    ("*.passages.limit", _at_least(1), "must be 1 or more"),
+    ("*.passages.min_words", _at_least(1), "must be 1 or more"),
+    ("*.dev_limit", _at_least(1), "must be 1 or more"),
+    ("*.rows", _at_least(1), "must be 1 or more"),
     ("model.*.num_layers", _at_least(1), "must be 1 or more"),
     ("method.*.epochs", _at_least(0), "must be 0 or more"),
     ("method.*.lr", _positive, "must be more than 0"),
@@ -65,6 +75,12 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("method.*.eval_steps", _at_least(0), "must be 0 (once an epoch) or more"),
     ("method.*.patience", _at_least(0), "must be 0 (never stop early) or more"),
     ("method.*.mixup", _at_least(0), "must be 0 (off) or more"),
+    ("method.*.relation_heads", _at_least(0), "must be 0 (the model's own) or more"),
+    ("method.*.layer_weight", _at_least(0), "must be 0 or more"),
+    ("method.*.logit_weight", _at_least(0), "must be 0 or more"),
+    ("method.*.clean", _at_least(0), "must be 0 or more"),
+    ("method.*.mixed.logit", _at_least(0), "must be 0 or more"),
+    ("method.*.mixed.label", _at_least(0), "must be 0 or more"),
     ("method.*.consistency.weight", _at_least(0), "must be 0 (off) or more"),
     ("method.*.decay", _part, "must be at least 0 and less than 1"),
     ("method.*.temperature", _positive, "must be more than 0"),
@@ -74,7 +90,6 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("hardware.eval_batch", _at_least(1), "must be 1 or more"),
     ("hardware.checkpoint_seconds", _at_least(0), "must be 0 (after every step) or more"),
     ("debug.steps", _at_least(1), "must be 1 or more"),
-    ("debug.rows", _at_least(1), "must be 1 or more"),
 )
 
 
@@ -93,7 +108,14 @@ def check(run: Run) -> list[str]:
             f"task={run.task.name}: method={run.method.name} is of the family distillation, "
             "which needs an encoder task (classification, regression), not a reasoning task"
         )
+    if run.task.kind == "text":
+        problems.append(
+            f"task={run.task.name}: has no labels; it can only be a supplement for the layer stage: "
+            f"task@supplement={run.task.name}"
+        )
     problems += _task(run.task)
+    if run.supplement is not None:
+        problems += _supplement(run.supplement)
     problems += _model(run)
     if isinstance(run.method, Distillation):
         problems += _distillation(run, run.method)
@@ -118,23 +140,43 @@ def warnings(run: Run) -> list[str]:
     found: list[str] = []
     if not isinstance(method, Distillation):
         return found
-    if "layers" in method.stages and method.layers.consistency.weight > 0:
-        for view in method.layers.consistency.terms:
-            if view not in method.layers.relations:
+    for stage, fit in _layer_fits(method):
+        for view in fit.consistency.terms if fit.consistency.weight > 0 else []:
+            if view not in fit.relations:
                 found.append(
-                    f"method.layers.consistency.terms has '{view}', which method.layers.relations has not: "
+                    f"method.{stage}.consistency.terms has '{view}', which method.{stage}.relations has not: "
                     "this term contributes exactly nothing"
                 )
-    if "logits" in method.stages and method.logits.alpha == 1:
+    if "logits" in method.stages and method.logits.alpha == 1 and not method.logits.mixed.mixup:
         found.append("method.logits.alpha=1 leaves the teacher's logits no weight: the stage is plain fine-tuning")
+    if run.supplement is not None and "layers" not in method.stages:
+        found.append(
+            f"task@supplement={run.supplement.name} has no effect for method={method.name}: it has no stage 'layers'"
+        )
     return found
+
+
+def _layer_fits(method: Distillation) -> Iterator[tuple[str, LayerFit]]:
+    """The stages of the method that distil layers."""
+    if "layers" in method.stages:
+        yield "layers", method.layers
+    if "joint" in method.stages:
+        yield "joint", method.joint
 
 
 def labels(run: Run) -> list[str]:
     """Names of the stages that `fresh` may give."""
     found = ["prepare", "tokenise"]
+    task = run.task
+    if task.evaluations or task.splits.test:
+        found += ["prepare_sets", "tokenise_sets"]
     if isinstance(run.method, Distillation):
         stages = run.method.stages
+        own = task.few.examples is not None and task.few.teacher == "own" and run.seed != run.method.teacher_seed
+        if "teacher" in stages and (own or (task.noise.rate > 0 and task.noise.teacher == "clean")):
+            found += ["prepare_teacher", "tokenise_teacher"]
+        if "layers" in stages and run.supplement is not None:
+            found += ["prepare_supplement", "tokenise_supplement"]
         found += [stage for stage in TRAINED if stage in stages]
         if "teacher" in stages and len(stages) > 1:
             found += ["evaluate_teacher", "vet", "measure_teacher"]
@@ -160,16 +202,24 @@ def idle_paths(run: Run, paths: Iterable[str]) -> dict[str, str]:
 
 def _no_effect(run: Run, path: str, given: Sequence[str]) -> str | None:
     method, parts = run.method, path.split(".")
+    reason = _no_effect_of_condition(run.task, path, "task")
+    if reason is None and run.supplement is not None:
+        reason = _no_effect_in_supplement(run.supplement, path)
+    if reason is not None:
+        return reason
     if path == "task.heldout" and run.select_on != "heldout":
         return f"select_on={run.select_on}"
     if not isinstance(method, Distillation):
         return None
-    limits = (run.task.train_limit, run.task.dev_limit)
-    if path == "seed" and method.stages == ["teacher"] and limits == (None, None):
+    if path == "seed" and method.stages == ["teacher"] and run.task.few.examples is None:
         return "method.stages=[teacher] (a teacher is trained with method.teacher_seed)"
     lacks = {
         stage: f"method={method.name} (it has no stage '{stage}')" for stage in TRAINED if stage not in method.stages
     }
+    if path in ("task.few.teacher", "task.noise.teacher") and "teacher" in lacks:
+        return lacks["teacher"]
+    if parts[0] == "supplement" and "layers" in lacks:
+        return lacks["layers"]
     if parts[0] == "method" and len(parts) > 1:
         if parts[1] in lacks:
             return lacks[parts[1]]
@@ -194,20 +244,77 @@ def _no_effect(run: Run, path: str, given: Sequence[str]) -> str | None:
     return None
 
 
+def _no_effect_of_condition(task: Task, path: str, root: str) -> str | None:
+    if path in (f"{root}.few.balanced", f"{root}.few.teacher") and task.few.examples is None:
+        return f"{root}.few.examples=null (all rows are used)"
+    if path == f"{root}.imbalance.seed" and task.imbalance.ratio == 1:
+        return f"{root}.imbalance.ratio=1"
+    if path in (f"{root}.noise.seed", f"{root}.noise.teacher") and task.noise.rate == 0:
+        return f"{root}.noise.rate=0"
+    if path.startswith(f"{root}.passages."):
+        if task.kind != "text":
+            return f"{root}.kind={task.kind} (passages are for texts without labels)"
+        if path.rpartition(".")[2] in ("min_words", "keep", "seed") and task.passages.unit == "row":
+            return f"{root}.passages.unit=row"
+    return None
+
+
+UNUSED_OF_A_SUPPLEMENT = (
+    *("metric", "metrics", "noise", "dev_limit", "pad_to_max", "max_length", "epochs", "evaluations"),
+)
+
+
+def _no_effect_in_supplement(task: Task, path: str) -> str | None:
+    parts = path.split(".")
+    if parts[0] != "supplement":
+        return None
+    if parts[1] in UNUSED_OF_A_SUPPLEMENT:
+        return "a supplement (only its texts are used, and cut as those of the task)"
+    return _no_effect_of_condition(task, path, "supplement")
+
+
 def _no_effect_of_term(run: Run, method: Distillation, path: str) -> str | None:
-    layers, logits = method.layers, method.logits
-    consistency = "method.layers.consistency."
-    if path.startswith(consistency) and path != f"{consistency}weight":
-        if layers.consistency.weight == 0:
-            return f"{consistency}weight=0"
-        if path == f"{consistency}decay" and layers.consistency.target == "student":
-            return f"{consistency}target=student (it keeps no moving average)"
-    if path == "method.layers.relation_mask" and layers.mixup == 0 and layers.relation_mask != "none":
-        return "method.layers.mixup=0 (without mixing own and union are the same)"
+    logits = method.logits
+    for stage, fit in _layer_fits(method):
+        if path.startswith(f"method.{stage}."):
+            return _no_effect_of_layer_term(run, fit, f"method.{stage}", path.removeprefix(f"method.{stage}."))
     if path == "method.logits.regression_scale" and run.task.kind != "regression":
         return f"task={run.task.name} (a {run.task.kind} task)"
-    if path == "method.logits.temperature" and logits.alpha == 1:
+    if path.startswith("method.logits.mixed.") and not path.endswith("mixup") and logits.mixed.mixup == 0:
+        return "method.logits.mixed.mixup=0"
+    if path == "method.logits.alpha" and logits.clean == 0:
+        return "method.logits.clean=0 (clean inputs have no weight)"
+    soft = (logits.clean and logits.alpha < 1) or (logits.mixed.mixup and logits.mixed.logit)
+    if path == "method.logits.temperature" and not soft:
         return "method.logits.alpha=1 (the teacher's logits have no weight)"
+    return None
+
+
+def _no_effect_of_layer_term(run: Run, fit: LayerFit, root: str, key: str) -> str | None:
+    if key.startswith("consistency.") and key != "consistency.weight":
+        if fit.consistency.weight == 0:
+            return f"{root}.consistency.weight=0"
+        if key == "consistency.decay" and fit.consistency.target == "student":
+            return f"{root}.consistency.target=student (it keeps no moving average)"
+    if key == "relation_mask" and fit.mixup == 0 and fit.relation_mask != "none":
+        return f"{root}.mixup=0 (without mixing own and union are the same)"
+    if key == "pairs" and fit.layer_map != "pairs":
+        return f"{root}.layer_map={fit.layer_map}"
+    if key.startswith("transport.") and fit.layer_map != "transport":
+        return f"{root}.layer_map={fit.layer_map}"
+    wanted = {
+        "relation_divergence": ("attention", *KEYED),
+        "relation_heads": KEYED,
+        "hidden_divergence": STATES,
+        "normalise": ("patient",),
+    }.get(key)
+    if wanted is not None and not set(wanted) & set(fit.relations):
+        return f"{root}.relations={_shown(fit.relations)} (it is for {', '.join(wanted)})"
+    if isinstance(fit, JointFit):
+        if key == "regression_scale" and run.task.kind != "regression":
+            return f"task={run.task.name} (a {run.task.kind} task)"
+        if key == "temperature" and (fit.alpha == 1 or fit.logit_weight == 0):
+            return f"{root}.alpha={fit.alpha} and {root}.logit_weight={fit.logit_weight} (soft labels have no weight)"
     return None
 
 
@@ -235,31 +342,52 @@ def _ranges(run: Run) -> Iterator[str]:
                 break
 
 
-def _task(task: Task) -> Iterator[str]:
+def _task(task: Task, root: str = "task") -> Iterator[str]:
     source = task.source
     given = [name for name in ("hub", "path", "demo") if getattr(source, name) is not None]
     if len(given) != 1:
         lead = " and ".join(given) + " are given" if given else "nothing is given"
-        yield f"task.source: {lead}; exactly one of hub, path, demo is needed"
+        yield f"{root}.source: {lead}; exactly one of hub, path, demo is needed"
     if source.config is not None and "hub" not in given:
-        yield f"task.source.config={source.config}: only a data set on the Hub has configurations"
+        yield f"{root}.source.config={source.config}: only a data set on the Hub has configurations"
     if source.revision is not None and "hub" not in given:
-        yield f"task.source.revision={source.revision}: only a data set on the Hub has revisions"
+        yield f"{root}.source.revision={source.revision}: only a data set on the Hub has revisions"
+    if not 1 <= len(task.text) <= 2:
+        yield f"{root}.text=[{','.join(task.text)}]: one or two columns are needed"
+    elif len(set(task.text)) < len(task.text):
+        yield f"{root}.text=[{','.join(task.text)}]: the same column twice"
+    if root != "task":
+        return
     if given == ["hub"] and task.splits.dev is None:
         yield "task.splits.dev=null: a data set on the Hub needs one; only a local file is split by kdlab"
-    if not 1 <= len(task.text) <= 2:
-        yield f"task.text=[{','.join(task.text)}]: one or two columns are needed"
-    elif len(set(task.text)) < len(task.text):
-        yield f"task.text=[{','.join(task.text)}]: the same column twice"
     if task.label in task.text:
         yield f"task.label={task.label}: is a column of task.text too, so the text would hold the answer"
     yield from _answers(task)
+    yield from _conditions(task)
     for name in task.evaluations:
         if name in OWN_SPLITS or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             yield (
                 f"task.evaluations.{name}: take another name: letters, digits, _ and -, "
                 f"and none of {', '.join(OWN_SPLITS)}"
             )
+
+
+def _supplement(task: Task) -> Iterator[str]:
+    yield from _task(task, "supplement")
+    if task.kind == "reasoning":
+        yield f"task@supplement={task.name}: is a reasoning task; texts for an encoder are needed"
+    if task.kind == "text" and task.passages.unit == "pair" and len(task.text) > 1:
+        yield "supplement.passages.unit=pair: makes pairs out of one column of documents; supplement.text has two"
+
+
+def _conditions(task: Task) -> Iterator[str]:
+    if task.kind == "regression":
+        if task.few.balanced:
+            yield "task.few.balanced=true: a regression task has no classes to balance"
+        if task.imbalance.ratio > 1:
+            yield f"task.imbalance.ratio={task.imbalance.ratio}: a regression task has no classes"
+    if task.few.examples is not None and task.labels and task.few.examples < len(task.labels):
+        yield f"task.few.examples={task.few.examples}: the task has {len(task.labels)} classes; give that many or more"
 
 
 def _answers(task: Task) -> Iterator[str]:
@@ -352,21 +480,43 @@ def _distillation(run: Run, method: Distillation) -> Iterator[str]:
     if stages not in PLANS and set(stages) <= set(TRAINED):
         allowed = ", ".join(f"[{','.join(plan)}]" for plan in PLANS)
         yield f"method.stages={_shown(method.stages)}: allowed: {allowed}"
-    if "layers" in stages:
-        layers = method.layers
-        if not layers.relations:
-            yield "method.layers.relations=[]: at least one of attention, hidden, query, key, value is needed"
-        if layers.consistency.weight > 0 and layers.mixup == 0:
-            yield (
-                f"method.layers.consistency.weight={layers.consistency.weight}: needs mixed inputs; "
-                "set method.layers.mixup=1.0, or the weight to 0"
-            )
-        if layers.consistency.weight > 0 and not layers.consistency.terms:
-            yield "method.layers.consistency.terms=[]: nothing to hold consistent; allowed: attention, hidden"
+    for stage, fit in _layer_fits(method):
+        yield from _layers(f"method.{stage}", fit)
+    mixed = method.logits.mixed
+    if "logits" in stages:
+        if method.logits.clean == 0 and mixed.mixup == 0:
+            yield "method.logits.clean=0: no input is left; give method.logits.mixed.mixup=1.0 too"
+        if mixed.mixup > 0 and mixed.logit == 0 and mixed.label == 0:
+            yield "method.logits.mixed: logit=0 and label=0 leave the mixed inputs no weight; set mixup=0 for none"
+        if mixed.mixup > 0 and mixed.target == "clean" and mixed.logit == 0:
+            yield "method.logits.mixed.target=clean: has no effect with logit=0"
+    if "joint" in stages and method.joint.layer_weight == 0 and method.joint.logit_weight == 0:
+        yield "method.joint: layer_weight=0 and logit_weight=0 leave nothing to learn"
     known = labels(run)
     for name in run.fresh:
         if name not in known:
             yield f"fresh=[{name}]: no such stage here; allowed: {', '.join(known)}{suggest(name, known)}"
+
+
+def _layers(root: str, fit: LayerFit) -> Iterator[str]:
+    if not fit.relations:
+        yield (
+            f"{root}.relations=[]: at least one of attention, hidden, embedding, patient, query, key, value is needed"
+        )
+    if fit.consistency.weight > 0 and fit.mixup == 0:
+        yield (
+            f"{root}.consistency.weight={fit.consistency.weight}: needs mixed inputs; "
+            f"set {root}.mixup=1.0, or the weight to 0"
+        )
+    if fit.consistency.weight > 0 and not fit.consistency.terms:
+        yield f"{root}.consistency.terms=[]: nothing to hold consistent; allowed: attention, hidden"
+    if fit.layer_map == "transport":
+        if fit.relations and not set(fit.relations) - {"embedding", "patient"}:
+            yield f"{root}.layer_map=transport: {_shown(fit.relations)} are not transported; add attention or hidden"
+        if "patient" in fit.relations:
+            yield f"{root}.layer_map=transport: patient is one vector of given layers; take hidden, or another map"
+        if fit.consistency.weight > 0:
+            yield f"{root}.layer_map=transport: consistency needs given layers; set its weight to 0, or another map"
 
 
 def _both(encoder: Encoder) -> str:

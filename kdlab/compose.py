@@ -243,11 +243,17 @@ class _Sources:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         main = self.repo.load_config(CONFIG_NAME)
         assert main is not None and main.defaults_list is not None
-        self.groups = {
-            item.group: item.value if isinstance(item.value, str) else None
+        groups = [
+            item
             for item in main.defaults_list
             if isinstance(item, GroupDefault) and item.group and not item.group.startswith(("/", "hydra/"))
+        ]
+        self.groups = {
+            str(item.group): item.value if isinstance(item.value, str) else None
+            for item in groups
+            if item.package is None
         }
+        self.places = [f"{item.group}@{item.package}" for item in groups if item.package is not None]
 
 
 @cache
@@ -263,6 +269,7 @@ class _Composer:
         sources = _package_sources() if config_dir is None else _Sources(config_dir)
         self.loader, self.repo, self.composed = sources.loader, sources.repo, sources.composed
         self.groups = sources.groups  # and the option that train.yaml takes
+        self.places = sources.places  # where a group's options may go besides: task@supplement
         self.parser = OverridesParser.create(config_loader=self.loader)
         self.problems: dict[str, None] = {}  # an ordered set
         self.count = 0  # of problems, repeated ones too
@@ -423,8 +430,11 @@ class _Composer:
         """Why this choice of an option can't be made."""
         group, word, value = override.key_or_group, override.input_line or "", override.value()
         top = group.split("/")[0]
-        if override.package is not None:
-            return f"{word}: a group has no place of its own here; write {group}=OPTION"
+        if override.package is not None and f"{group}@{override.package}" not in self.places:
+            hint = checks.suggest(f"{group}@{override.package}", self.places)
+            return f"{word}: a group has no place of that name{hint}; write {group}=OPTION"
+        if override.package is not None and value is None:
+            return None
         if override.is_delete():
             return None if group == "experiment" else f"{word}: a run needs its {group}; choose with {group}=OPTION"
         if group not in self.groups and top in self.groups:
@@ -559,6 +569,11 @@ class _Composer:
             return False
         if not schema.knows(path):
             self.problem(f"{word}: {schema.unknown(path)}")
+            return False
+        top = path.split(".")[0]
+        place = next((place for place in self.places if place.endswith(f"@{top}")), None)
+        if place is not None and cfg[top] is None:
+            self.problem(f"{word}: there is no {top}; choose one with {place}=OPTION")
             return False
         free = schema.free(path)
         try:

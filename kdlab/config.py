@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 REQUIRED: Any = "???"  # omegaconf's mark of a value that must be given
+LAYER_MAPS = ("last", "uniform", "skip", "top", "last_to_all", "pairs", "transport")
 
 
 def choice(default: str, *choices: str) -> Any:
@@ -59,6 +60,44 @@ class Epochs:
     student: int = 4
     layers: int = 20
     logits: int = 4
+    joint: int = 4
+
+
+@dataclass(kw_only=True)
+class Few:
+    """Few samples: a part of the training rows, held-out rows included, drawn before anything else."""
+
+    examples: int | None = None  # so many training rows, drawn with the run's seed; None: all
+    balanced: bool = False  # as many of each class; where a class has too few, all of it
+    teacher: str = choice("same", "same", "own")  # own: the teacher's rows are drawn with its own seed, as in the paper
+
+
+@dataclass(kw_only=True)
+class Imbalance:
+    """Long-tailed classes: of the k-th most frequent of C, at most n * ratio^(-(k-1)/(C-1)) rows are kept."""
+
+    ratio: float = 1.0  # rows of the most frequent class over rows of the rarest; 1: off
+    seed: int = 0  # of the rows kept
+
+
+@dataclass(kw_only=True)
+class Noise:
+    """Symmetric label noise on training and held-out rows; dev, test and further sets stay as they are."""
+
+    rate: float = 0.0  # chance of a label to become another class, each equally likely
+    seed: int = 0  # its own, so that all seeds of a sweep see the same noise, as in the paper
+    teacher: str = choice("noisy", "noisy", "clean")  # which labels the teacher is trained on
+
+
+@dataclass(kw_only=True)
+class Passages:
+    """How the texts of a corpus become rows (kind=text)."""
+
+    unit: str = choice("row", "row", "pair")  # pair: two consecutive sentences of a document
+    min_words: int = 11  # pair: shorter sentences are left out before they are paired
+    keep: float = 1.0  # pair: share of the documents that is used
+    limit: int | None = None  # at most so many rows; of a corpus on the Hub no more than these are read
+    seed: int = 0  # of the documents kept
 
 
 @dataclass(kw_only=True)
@@ -66,7 +105,7 @@ class Task:
     """A data set, the question asked of it, and how answers are scored."""
 
     name: str = REQUIRED
-    kind: str = choice("classification", "classification", "regression", "reasoning")
+    kind: str = choice("classification", "classification", "regression", "reasoning", "text")  # text: no labels
     source: Source = field(default_factory=Source)
     text: list[str] = REQUIRED  # one or two columns
     label: str = "label"  # the column with the label
@@ -80,8 +119,11 @@ class Task:
     max_length: int = 128  # tokens; longer texts are cut
     pad_to_max: bool = False  # pad every batch to max_length, as the official code does
     heldout: float = 0.1  # share of train kept for selection (select_on=heldout)
-    train_limit: int | None = None  # use only so many training rows, drawn with the run's seed
-    dev_limit: int | None = None
+    few: Few = field(default_factory=Few)
+    imbalance: Imbalance = field(default_factory=Imbalance)
+    noise: Noise = field(default_factory=Noise)
+    passages: Passages = field(default_factory=Passages)
+    dev_limit: int | None = None  # score only so many rows of dev, the same for every seed
     epochs: Epochs = field(default_factory=Epochs)
     rows: int | None = None  # training rows, only for the estimates of `kdlab plan`
 
@@ -139,16 +181,44 @@ class Consistency:
 
 
 @dataclass(kw_only=True)
+class Transport:
+    """The many-to-many layer map of BERT-EMD."""
+
+    update_weights: bool = True  # after each step, towards the layers that cost less
+    separate: bool = True  # layer weights of each relation for itself; else their mean after each step
+    reset_each_epoch: bool = False  # start every epoch with equal weights, as the official code does
+
+
+@dataclass(kw_only=True)
 class LayerFit(Fit):
     """Distillation of inner layers."""
 
-    relations: list[str] = choices(["attention", "hidden"], "attention", "hidden", "query", "key", "value")
-    layer_map: str = choice("last", "last", "uniform")
+    relations: list[str] = choices(
+        ["attention", "hidden"], "attention", "hidden", "embedding", "patient", "query", "key", "value"
+    )
+    layer_map: str = choice("last", *LAYER_MAPS)
+    pairs: list[str] = field(default_factory=list)  # layer_map=pairs: [1:2,2:4], student layer : teacher layer
+    relation_divergence: str = choice("kl", "kl", "mse", "l1")  # of attention, query, key, value
+    hidden_divergence: str = choice("mse", "mse", "l1")  # of hidden, embedding, patient
+    relation_heads: int = 0  # query, key, value: split into so many heads; 0: the model's own
+    normalise: bool = True  # patient: scale vectors to length 1
     relation_mask: str = choice("union", "union", "own", "none")  # keys that a relation may see when inputs are mixed
     pad_rows: str = choice("exclude", "exclude", "include")  # include: average padded rows in, as the official code
     projection: str = choice("auto", "auto", "always")  # linear map on student states; auto: only if widths differ
+    teacher: str = choice("finetuned", "finetuned", "pretrained")  # pretrained: the teacher before fine-tuning
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: inputs are not mixed
     consistency: Consistency = field(default_factory=Consistency)
+    transport: Transport = field(default_factory=Transport)
+
+
+@dataclass(kw_only=True)
+class Mixed:
+    """Logits of mixed inputs, beside or in place of the clean ones."""
+
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: inputs are not mixed
+    logit: float = 1.0  # weight of the soft labels of mixed inputs
+    label: float = 0.0  # weight of the hard labels of mixed inputs
+    target: str = choice("mixed", "mixed", "clean")  # the teacher's logits: of the mixture, or mixed from clean ones
 
 
 @dataclass(kw_only=True)
@@ -158,6 +228,19 @@ class LogitFit(Fit):
     temperature: float = 2.0
     alpha: float = 0.0  # weight of the hard labels; the soft ones get 1 - alpha
     regression_scale: str = choice("none", "none", "tau2")  # tau2: multiply the regression loss by temperature^2
+    clean: float = 1.0  # weight of the clean inputs' loss
+    mixed: Mixed = field(default_factory=Mixed)
+
+
+@dataclass(kw_only=True)
+class JointFit(LayerFit):
+    """Distillation of inner layers and logits in one stage."""
+
+    layer_weight: float = 0.5  # of the sum of all layer terms
+    logit_weight: float = 0.5  # of (1 - alpha) * soft labels + alpha * hard labels
+    temperature: float = 2.0
+    alpha: float = 0.0
+    regression_scale: str = choice("none", "none", "tau2")
 
 
 @dataclass(kw_only=True)
@@ -173,11 +256,12 @@ class Distillation(Method):
     """The family of layer distillation: fine-tune a teacher, distil its layers, distil its logits."""
 
     family: str = "distillation"
-    stages: list[str] = choices(["teacher", "layers", "logits"], "teacher", "student", "layers", "logits")
+    stages: list[str] = choices(["teacher", "layers", "logits"], "teacher", "student", "layers", "logits", "joint")
     teacher: Fit = field(default_factory=Fit)
     student: Fit = field(default_factory=Fit)
     layers: LayerFit = field(default_factory=LayerFit)
     logits: LogitFit = field(default_factory=LogitFit)
+    joint: JointFit = field(default_factory=JointFit)
     teacher_seed: int = 42  # one teacher serves all seeds of a sweep, as in the papers
     weak_teacher: str = choice("stop", "stop", "warn")  # what to do with a teacher no better than the majority class
 
@@ -217,12 +301,14 @@ class Run:
     method: Method = REQUIRED
     model: Model = REQUIRED
     task: Task = REQUIRED
+    supplement: Task | None = None  # what the layer stage is trained on, in place of the task: task@supplement=NAME
     hardware: Hardware = REQUIRED
     tracking: Tracking = REQUIRED
     debug: Debug = field(default_factory=Debug)
     seed: int = 42
     precision: str = choice("fp32", "fp32", "bf16", "fp16")  # of training; evaluation is always fp32
     select_on: str = choice("heldout", "heldout", "dev", "last")  # which scores choose a stage's checkpoint
+    curves: int = 256  # rows of train and of dev on which each trained stage's loss is followed; 0: none
     name: str | None = None  # of the run or the sweep; default: made from what it does
     fresh: list[str] = field(default_factory=list)  # stages to run again, with all that depends on them
     store: str = "outputs/artifacts"

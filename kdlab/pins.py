@@ -57,6 +57,8 @@ class Pins:
     def require(self, run: Run, graph: Graph) -> None:
         """Refuse to go on while anything of the run is unpinned; other jobs of a sweep are their own matter."""
         own = {run.model.teacher.id, run.model.student.id, run.task.source.hub}
+        if run.supplement is not None:
+            own.add(run.supplement.source.hub)
         notes = [pinned.note for (_, name, _), pinned in self.known.items() if pinned.note and name in own]
         if notes and not all(stage.pinned for stage in graph):
             raise HubError(

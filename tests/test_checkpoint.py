@@ -16,17 +16,15 @@ import torch
 from torch import Tensor, nn
 
 import toy
+from kdlab.config import LayerFit
 from kdlab.engine import checkpoint, loop
 from kdlab.engine.loop import Batch, Loss, Progress, Scores, fit
 from kdlab.engine.optimizer import BertAdam
 from kdlab.models.ema import MovingAverage
-from kdlab.stages.distill import LayerStep
+from kdlab.stages.steps import LayerStep
 
 OBJECTIVE = {
-    "relations": ["attention", "hidden"],
-    "layer_map": "last",
-    "relation_mask": "union",
-    "pad_rows": "exclude",
+    **toy.fields_without_fit(LayerFit()),
     "mixup": 1.0,
     "consistency": {"weight": 0.5, "terms": ["attention", "hidden"], "ramp": "linear", "target": "ema", "decay": 0.9},
 }

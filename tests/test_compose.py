@@ -54,7 +54,7 @@ MALFORMED = [
     ("--config-dir no/such/folder", "no such folder"),
     # groups and options
     ("mehtod=kd", "mehtod=kd: unknown key; did you mean method?; keys: task, model, hardware"),
-    ("method=cr_ldi", "unknown option; did you mean cr_ild?; allowed: cr_ild, cr_ild_official, ft, kd"),
+    ("method=cr_ldi", "unknown option; did you mean cr_ild?; allowed: bert_emd, cr_ild, cr_ild_official, ft"),
     ("task=rte", "did you mean glue/rte?"),
     ("task/glue=rte", "did you mean task=glue/rte?"),
     ("task=fast", "did you mean debug=fast?"),
@@ -72,7 +72,7 @@ MALFORMED = [
     # keys
     ("method.layers.epoch=3", "did you mean method.layers.epochs?; keys of method.layers: epochs, lr"),
     ("lr=1e-4", "did you mean method.teacher.lr or"),
-    ("method.temperature=3", "did you mean method.logits.temperature?"),
+    ("method.temperature=3", "did you mean method.logits.temperature or method.joint.temperature?"),
     ("hardware.thread=1", "did you mean hardware.threads?"),
     ("task.source.hub.x=1", "task.source.hub takes a value and has no keys below it"),
     ("+stray=1", "+stray=1: unknown key"),
@@ -92,7 +92,7 @@ MALFORMED = [
     ("method.layers=3", "is a section, not a value; its keys: epochs"),
     ("method.layers.drop_last=maybe", "takes true or false"),
     ("task.text=sentence", "takes a list of words, written [a,b]"),
-    ("method.layers.relations=attention", "takes a list of attention, hidden, query, key, value"),
+    ("method.layers.relations=attention", "takes a list of attention, hidden, embedding, patient, query, key, value"),
     # references
     ("'seed=${nothing}'", "there is no key 'nothing' to refer to"),
     ("'seed=${seed}'", "leads back to itself"),
@@ -284,7 +284,10 @@ def test_presets_that_contribute_warn_of_nothing() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_yaml_composes_with_every_method(name: str) -> None:
     groups = ("task", "model", "hardware", "tracking", "experiment", "debug")
-    columns = [[f"{group}={option}" for option, _ in catalog.entries(group)] for group in groups]
+    columns = [
+        [f"{group}={option}" for option, _ in catalog.entries(group) if not option.startswith("corpus/")]
+        for group in groups
+    ]
     for row in zip_longest(*columns):  # each option of each group stands in one line
         words = [word for word in row if word]
         for job in compose.jobs([f"method={name}", *words]).jobs:
@@ -292,6 +295,17 @@ def test_every_yaml_composes_with_every_method(name: str) -> None:
             for group in ("task", "model", "hardware", "tracking", "debug"):
                 if any(word.startswith(f"{group}=") for word in words):
                     assert f"{group}={getattr(job.run, group).name}" in words  # named after its file
+
+
+@pytest.mark.parametrize("name", [name for name, _ in catalog.entries("task")])
+def test_every_task_is_a_supplement(name: str) -> None:
+    own = ["supplement.source.path=texts.txt"] if name == "corpus/text" else []
+    (job,) = compose.jobs(["method=cr_ild", "task=glue/rte", f"task@supplement={name}", *own]).jobs
+    assert job.run.supplement is not None and job.run.supplement.name == name
+    assert job.run.task.name == "glue/rte"
+    if job.run.supplement.kind == "text":
+        with pytest.raises(ConfigError, match="has no labels; it can only be a supplement"):
+            compose.jobs([f"task={name}", "task.source.path=texts.txt"] if own else [f"task={name}"])
 
 
 def test_a_sweep_becomes_jobs() -> None:

@@ -19,7 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import kdlab
 from kdlab import compose
 from kdlab.catalog import entries
-from kdlab.config import Distillation
+from kdlab.config import Distillation, LayerFit, Run
+from kdlab.engine import loop
 from lab import TINY, Done, Lab, points, read, run_folder
 
 CONF = Path(kdlab.__file__).parent.parent / "conf"
@@ -28,6 +29,18 @@ EXPERIMENTS = sorted(
     file.relative_to(CONF / "experiment").with_suffix("").as_posix() for file in (CONF / "experiment").rglob("*.yaml")
 )
 IN_VAIN = {"cr_ild_official": {"consistency_attention", "consistency_hidden"}}  # its terms that contribute nothing
+VARIANTS = {  # switches of the presets, and conditions, under the same contract
+    "cr_ild_ema": "method=cr_ild method.layers.consistency.target=ema",
+    "bert_emd_official": "method=bert_emd method.layers.transport.reset_each_epoch=true method.layers.pad_rows=include "
+    "method.layers.relation_mask=none method.layers.transport.separate=false",
+    "joint_cr_ild": "method=joint method.joint.mixup=1.0 method.joint.consistency.weight=0.1 "
+    "method.joint.consistency.ramp=constant method.joint.alpha=0.5",
+    "narrow": "method=minilm_v2 model=tiny_narrow method.layers.relations=[query,key,value,hidden,embedding,patient] "
+    "method.layers.layer_map=pairs method.layers.pairs=[1:3,2:4]",
+    "supplement": "method=l_ild task@supplement=demo/nli supplement.few.examples=40 method.layers.teacher=pretrained",
+    "conditions": "method=pkd task.few.examples=48 task.few.balanced=true task.few.teacher=own task.noise.rate=0.3 "
+    "task.imbalance.ratio=2 task.noise.teacher=clean",
+}
 KEYS = {
     "run": {"name", "method", "task", "model", "seed", "precision", "select_on"},
     "student": {"scores", "selection", "head", "path", "parameters", "bytes", "flops_per_example", "latency_ms"},
@@ -37,40 +50,60 @@ KEYS = {
 }
 TOP = {
     *("run", "metric", "scores", "student", "teacher", "majority", "rows", "seeds", "artifacts", "warnings"),
-    *("versions", "git", "made_by", "seconds", "seconds_of_stages", "sources"),
+    *("conditions", "versions", "git", "made_by", "seconds", "seconds_of_stages", "sources"),
 }
+
+
+def words(name: str) -> str:
+    """The command of a preset or a variant, on a tiny model."""
+    given = shlex.split(VARIANTS.get(name, f"method={name}"))
+    keys = {word.partition("=")[0] for word in given}
+    return shlex.join([*given, *(word for word in shlex.split(TINY) if word.partition("=")[0] not in keys)])
 
 
 @pytest.fixture(scope="module")
 def runs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Each preset, run once: its folder and what the command printed."""
+    """Each preset and variant, run once: its folder and what the command printed."""
     known: dict[str, tuple[Path, Done]] = {}
 
-    def run(method: str) -> tuple[Path, Done]:
-        if method not in known:
-            outputs = tmp_path_factory.mktemp(method)
-            done = lab.run(f"method={method} {TINY}", outputs=outputs)
+    def run(name: str) -> tuple[Path, Done]:
+        if name not in known:
+            outputs = tmp_path_factory.mktemp(name)
+            done = lab.run(words(name), outputs=outputs)
             assert done.code == 0, done.err
-            known[method] = run_folder(outputs), done
-        return known[method]
+            known[name] = run_folder(outputs), done
+        return known[name]
 
     return run
 
 
-def configured(method: str) -> Distillation:
-    (job,) = compose.jobs(shlex.split(f"method={method} {TINY}")).jobs
-    assert isinstance(job.run.method, Distillation)
-    return job.run.method
+def composed(name: str) -> Run:
+    (job,) = compose.jobs(shlex.split(words(name))).jobs
+    return job.run
+
+
+def configured(name: str) -> Distillation:
+    method = composed(name).method
+    assert isinstance(method, Distillation)
+    return method
 
 
 def expected_parts(method: Distillation) -> dict[str, set[str]]:
     """The loss terms that a configuration asks for, by stage."""
-    parts = {"teacher": {"label"}, "student": {"label"}, "logits": {"logit"}, "layers": set(method.layers.relations)}
-    if method.logits.alpha:
-        parts["logits"].add("label")
-    if method.layers.consistency.weight:
-        parts["layers"] |= {f"consistency_{name}" for name in method.layers.consistency.terms}
+    parts = {"teacher": {"label"}, "student": {"label"}, "layers": layer_parts(method.layers)}
+    logits, joint = method.logits, method.joint
+    parts["logits"] = {name for name, share in (("logit", 1 - logits.alpha), ("label", logits.alpha)) if share}
+    if not logits.clean:
+        parts["logits"] = set()
+    if logits.mixed.mixup:
+        parts["logits"] |= {f"mixed_{name}" for name in ("logit", "label") if getattr(logits.mixed, name)}
+    parts["joint"] = layer_parts(joint) | {"logit"} | ({"label"} if joint.alpha else set())
     return {stage: parts[stage] for stage in method.stages}
+
+
+def layer_parts(fit: LayerFit) -> set[str]:
+    held = {f"consistency_{name}" for name in fit.consistency.terms} if fit.consistency.weight else set()
+    return set(fit.relations) | held
 
 
 def score_with_transformers_alone(folder: Path, rows: pa.Table, max_length: int) -> np.ndarray:
@@ -94,10 +127,10 @@ def prepared(lab: Lab, result: dict[str, Any], split: str) -> pa.Table:
 
 
 def test_all_presets_are_tested() -> None:
-    assert [name for name, _ in entries("methods")] == METHODS and len(METHODS) >= 4
+    assert [name for name, _ in entries("methods")] == METHODS and len(METHODS) == 17
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *VARIANTS])
 def test_a_preset_runs_and_tells_all_about_it(method: str, runs: Any, lab: Lab) -> None:
     folder, done = runs(method)
     stages = configured(method).stages
@@ -107,7 +140,7 @@ def test_a_preset_runs_and_tells_all_about_it(method: str, runs: Any, lab: Lab) 
     for name, keys in KEYS.items():
         section = result["student"]["selection"] if name == "selection" else result[name]
         assert keys <= set(section), name
-    assert (result["run"]["method"], result["run"]["task"]) == (method, "demo/nli")
+    assert (result["run"]["method"], result["run"]["task"]) == (configured(method).name, "demo/nli")
     assert (result["teacher"] is None) == ("teacher" not in stages)
     if result["teacher"] is not None:
         assert KEYS["student"] - {"path"} <= set(result["teacher"])
@@ -118,14 +151,17 @@ def test_a_preset_runs_and_tells_all_about_it(method: str, runs: Any, lab: Lab) 
     assert set(dev) == {"selected", "last", "best"} and 0 <= dev["selected"] <= dev["best"] <= 1
     assert set(result["artifacts"]) == set(result["seconds_of_stages"]) >= {"prepare", "tokenise", *stages}
     assert all((lab.store / name / "manifest.json").exists() for name in result["artifacts"].values())
-    assert result["majority"]["dev"]["accuracy"] > 0 and result["rows"]["train"] == 64
+    assert result["majority"]["dev"]["accuracy"] > 0
+    assert result["rows"]["train"] == (
+        31 if method == "conditions" else 64
+    )  # 16 + 11 + 8 rows of three classes, four held out
     assert (folder / "console.log").stat().st_size > 0
     assert {file.name for file in folder.iterdir()} == {
         *("run.json", "graph.json", "metrics.jsonl", "console.log", "result.json", "student")
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *VARIANTS])
 def test_every_configured_term_is_logged_and_counts(method: str, runs: Any) -> None:
     folder, done = runs(method)
     found = points(folder)
@@ -149,11 +185,11 @@ def test_every_configured_term_is_logged_and_counts(method: str, runs: Any) -> N
         assert "nothing" not in told and "contributes" not in done.err
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *VARIANTS])
 def test_given_again_everything_is_a_hit(method: str, runs: Any, lab: Lab) -> None:
     folder, _ = runs(method)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "console.log"}
-    done = lab.run(f"method={method} {TINY}", outputs=folder.parent.parent)
+    done = lab.run(words(method), outputs=folder.parent.parent)
     assert done.code == 0 and done.stages("run") == [] and done.stages("done") == []
     assert set(done.stages("hit")) == set(read(folder / "result.json")["artifacts"])
     assert "other code" not in done.out
@@ -161,7 +197,7 @@ def test_given_again_everything_is_a_hit(method: str, runs: Any, lab: Lab) -> No
     assert after == before
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *VARIANTS])
 def test_the_student_is_a_plain_transformers_model(method: str, runs: Any, lab: Lab) -> None:
     folder, _ = runs(method)
     result = read(folder / "result.json")
@@ -180,8 +216,50 @@ def test_the_student_is_a_plain_transformers_model(method: str, runs: Any, lab: 
 
 
 def configured_head(method: str) -> str:
-    (job,) = compose.jobs(shlex.split(f"method={method} {TINY}")).jobs
-    return job.run.model.student.head
+    return composed(method).model.student.head
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was stopped."""
+
+
+@pytest.fixture(scope="module")
+def other_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A second store, so that every stage is made again."""
+    return Lab(tmp_path_factory.mktemp("other"))
+
+
+@pytest.mark.parametrize("method", [*METHODS, *VARIANTS])
+def test_interrupted_in_each_stage_it_ends_with_the_same_bits(
+    method: str, runs: Any, lab: Lab, other_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each student's stage is stopped behind the checkpoint of its second step, and the command given again."""
+    whole, _ = runs(method)
+    artifacts = read(whole / "result.json")["artifacts"]
+    stages = [stage for stage in configured(method).stages if stage != "teacher"]
+    stopped: list[str] = []
+    save = loop.checkpoint.save
+
+    def watched(work: Path, step: int, **named: Any) -> None:
+        save(work, step, **named)
+        place = work.parent.name
+        if step == 2 and place not in stopped and any(place.startswith(artifacts[stage]) for stage in stages):
+            stopped.append(place)
+            raise Interrupted
+
+    monkeypatch.setattr(loop.checkpoint, "save", watched)
+    line = f"{words(method)} hardware.checkpoint_seconds=0"
+    for _ in stages:
+        assert other_lab.run(line, outputs=tmp_path).code == 130
+    done = other_lab.run(line, outputs=tmp_path)
+    assert done.code == 0 and "continues at step 2 of 4" in done.out, done.err
+    assert len(stopped) == len(stages)
+    for stage in stages:
+        for name in ("model/model.safetensors", "history.json", "metrics.jsonl", "projection.safetensors"):
+            ours, theirs = other_lab.store / artifacts[stage] / name, lab.store / artifacts[stage] / name
+            assert ours.exists() == theirs.exists(), name
+            assert not ours.exists() or ours.read_bytes() == theirs.read_bytes(), f"{stage}: {name}"
+    assert read(run_folder(tmp_path) / "result.json")["scores"] == read(whole / "result.json")["scores"]
 
 
 def test_presets_share_their_teacher(runs: Any) -> None:
@@ -193,7 +271,8 @@ def test_presets_share_their_teacher(runs: Any) -> None:
 
 
 def test_the_store_is_sound_after_all(runs: Any, lab: Lab) -> None:
-    made = {name for method in METHODS for name in read(runs(method)[0] / "result.json")["artifacts"].values()}
+    results = [read(runs(method)[0] / "result.json") for method in [*METHODS, *VARIANTS]]
+    made = {name for result in results for name in result["artifacts"].values()}
     done = lab.command(f"store verify --store {lab.store}")
     assert done.code == 0 and "0 damaged files" in done.out
     left = [folder.name for folder in (lab.store / "building").iterdir()]

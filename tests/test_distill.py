@@ -14,19 +14,22 @@ from safetensors.torch import load_file
 from torch import nn
 
 import toy
+from kdlab.config import LayerFit, LogitFit
 from kdlab.context import Context
 from kdlab.data.metrics import score
 from kdlab.engine import checkpoint, device, loop
 from kdlab.engine.loop import Progress
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.errors import ModelError, TrainingError
+from kdlab.models.ema import MovingAverage
 from kdlab.models.encoder import save_student
 from kdlab.models.taps import Tap, Tapped
-from kdlab.stages import distill, evaluate
-from kdlab.stages.distill import LayerStep, distill_layers, distill_logits
+from kdlab.stages import distill, evaluate, steps
+from kdlab.stages.distill import distill_layers, distill_logits
 from kdlab.stages.encoder import TaskData, new_model, predict, saved_model
 from kdlab.stages.finetune import finetune
 from kdlab.stages.prepare import prepare
+from kdlab.stages.steps import LayerStep
 from kdlab.stages.tokenise import tokenise
 
 CPU = torch.device("cpu")
@@ -50,16 +53,9 @@ CONSISTENCY = {
     "target": "student",
     "decay": 0.5,
 }
-OBJECTIVE = {
-    "relations": ["attention", "hidden"],
-    "layer_map": "last",
-    "relation_mask": "union",
-    "pad_rows": "exclude",
-    "projection": "auto",
-    "mixup": 1.0,
-    "consistency": CONSISTENCY,
-}
-COMMON = {"pad_to_max": False, "seed": 3, "precision": "fp32", "max_steps": None}
+OBJECTIVE = {**toy.fields_without_fit(LayerFit()), "mixup": 1.0, "consistency": CONSISTENCY}
+LOGITS = toy.fields_without_fit(LogitFit())
+COMMON = {"pad_to_max": False, "seed": 3, "precision": "fp32", "max_steps": None, "curves": 0}
 
 
 def spec(layers: int, *, hidden: int = 16, heads: int = 2) -> dict[str, Any]:
@@ -79,7 +75,7 @@ def spec(layers: int, *, hidden: int = 16, heads: int = 2) -> dict[str, Any]:
 
 def encoded(folder: Path, **source: Any) -> Path:
     data, tokens = toy.context(folder / "data"), toy.context(folder / "tokens")
-    named = {"evaluations": {}, "heldout": 0.2, "train_limit": None, "dev_limit": None, "seed": 0}
+    named = {"heldout": 0.2, "few": None, "imbalance": None, "noise": None, "dev_limit": None, "seed": 0}
     prepare(data, **named, **source)
     tokenise(tokens, data=data.out, tokenizer={"kind": "words"}, max_length=32, partner=None)
     return tokens.out
@@ -90,7 +86,7 @@ def nli(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoded(
         tmp_path_factory.mktemp("nli"),
         source={"demo": "nli", "config": None},
-        splits={"train": "train", "dev": "validation", "test": None},
+        splits={"train": "train", "dev": "validation"},
         text=["premise", "hypothesis"],
         label="label",
         labels=["entailment", "neutral", "contradiction"],
@@ -112,7 +108,7 @@ def similarity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoded(
         folder / "out",
         source={"path": str(folder), "config": None},
-        splits={"train": "train", "dev": "dev", "test": None},
+        splits={"train": "train", "dev": "dev"},
         text=["text"],
         label="score",
         labels=None,
@@ -187,8 +183,10 @@ def test_taps_of_the_last_layer_and_of_uniform_layers() -> None:
     assert last.taps(1) == [Tap("attention", 4), Tap("hidden", 4)]
     attention = [Tap("attention", 1), Tap("attention", 2)]
     assert uniform.taps(0, ["attention"]) == attention
-    assert sorted(tap.layer for tap in uniform.taps(0) if tap.name == "hidden") == [0, 1, 2]
-    assert sorted(tap.layer for tap in uniform.taps(1) if tap.name == "hidden") == [0, 2, 4]
+    assert sorted(tap.layer for tap in uniform.taps(0) if tap.name == "hidden") == [1, 2]
+    assert sorted(tap.layer for tap in uniform.taps(1) if tap.name == "hidden") == [2, 4]
+    states = layer_step(layer_map="uniform", relations=["hidden", "embedding", "patient"])
+    assert states.taps(1) == [Tap("hidden", layer) for layer in (2, 4, 0)]
     assert sorted(tap.layer for tap in uniform.taps(1) if tap.name == "attention") == [2, 4]
 
 
@@ -209,7 +207,7 @@ def test_expected_names_what_was_asked_for(changes: dict[str, Any], consistent: 
 
 
 def at(epoch: int, *, epochs: int = 4) -> Progress:
-    return Progress(epoch * 10, epochs * 10, epoch, epochs, np.random.default_rng(epoch))
+    return Progress(epoch * 10, epochs * 10, epoch, epochs, 10, np.random.default_rng(epoch))
 
 
 def test_the_ramp_counts_epochs_from_zero() -> None:
@@ -242,7 +240,7 @@ def test_the_clean_view_gets_no_gradient_and_comes_from_the_target() -> None:
     step = layer_step(relations=["hidden"])
     assert step.loss(model, batch, 1.0, 0.5).parts["consistency_hidden"].item() == 0.0
 
-    average = distill.MovingAverage(toy.encoder(layers=2, seed=4), 0.5)
+    average = MovingAverage(toy.encoder(layers=2, seed=4), 0.5)
     step.average = average
     loss = step.loss(model, batch, 1.0, 0.5)
     assert loss.parts["consistency_hidden"].item() > 0.0
@@ -255,7 +253,7 @@ def test_the_clean_view_gets_no_gradient_and_comes_from_the_target() -> None:
 @pytest.mark.parametrize("which", ["union", "own", "none"])
 def test_which_mask_each_term_sees(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     masks: dict[str, Any] = {}
-    terms, consistency = distill.layer_terms, distill.consistency_terms
+    terms, consistency = steps.layer_terms, steps.consistency_terms
 
     def watch(original: Callable[..., Any], key: str) -> Callable[..., Any]:
         def call(*views: Any, mask: Any, **named: Any) -> Any:
@@ -264,8 +262,8 @@ def test_which_mask_each_term_sees(which: str, monkeypatch: pytest.MonkeyPatch) 
 
         return call
 
-    monkeypatch.setattr(distill, "layer_terms", watch(terms, "relations"))
-    monkeypatch.setattr(distill, "consistency_terms", watch(consistency, "on"))
+    monkeypatch.setattr(steps, "layer_terms", watch(terms, "relations"))
+    monkeypatch.setattr(steps, "consistency_terms", watch(consistency, "on"))
     (batch,) = next(toy.batches(seed=1).epoch(0))
     layer_step(relation_mask=which).loss(toy.encoder(layers=2), batch, 0.7, 0.5)
     own = batch["attention_mask"]
@@ -381,14 +379,12 @@ def logits(out: Path, data: Path, teacher: Path, **changes: Any) -> list[dict[st
     named: dict[str, Any] = {
         "student": spec(2),
         "fit": FIT,
-        "temperature": 2.0,
-        "alpha": 0.0,
-        "regression_scale": "none",
-        "metrics": ["accuracy"],
+        "metric": "accuracy",
         "select_on": "heldout",
         **COMMON,
     }
-    distill_logits(toy.context(out), data=data, teacher=teacher, **{**named, **changes})
+    objective = {**LOGITS, **{name: changes.pop(name) for name in LOGITS if name in changes}}
+    distill_logits(toy.context(out), data=data, teacher=teacher, objective=objective, **{**named, **changes})
     return MetricsLog.read(out / "metrics.jsonl")
 
 
@@ -404,10 +400,10 @@ def test_logits_continue_with_the_student_of_the_layers(nli: Path, teacher: Path
 
 
 def test_alpha_mixes_hard_labels_in(nli: Path, teacher: Path, tmp_path: Path) -> None:
-    steps = {"max_steps": 1}
+    once = {"max_steps": 1}
     found = {}
     for alpha in (0.0, 0.25, 1.0):
-        found[alpha] = logits(tmp_path / str(alpha), nli, teacher, alpha=alpha, **steps)[0]
+        found[alpha] = logits(tmp_path / str(alpha), nli, teacher, alpha=alpha, **once)[0]
     soft = found[0.0]["loss"]
     assert not [key for key in found[0.0] if "label" in key]
     mixed = found[0.25]
@@ -419,7 +415,7 @@ def test_alpha_mixes_hard_labels_in(nli: Path, teacher: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(("scale", "factor"), [("none", 0.25), ("tau2", 1.0)])
 def test_regression(scale: str, factor: float, similarity: Path, tmp_path: Path) -> None:
     guide = untrained(tmp_path / "teacher", similarity, spec(2), seed=1)
-    named = {"metrics": ["pearson_spearman", "pearson"], "regression_scale": scale, "alpha": 0.5}
+    named = {"metric": "pearson_spearman", "regression_scale": scale, "alpha": 0.5}
     points = logits(tmp_path / "out", similarity, guide, **named)
     first = points[0]
     assert first["parts/label"] > 0 and first["parts/logit"] > 0
@@ -462,7 +458,7 @@ def test_predictions_are_fp32_although_training_is_not(nli: Path, teacher: Path)
 
 def test_evaluation_of_the_published_model(nli: Path, teacher: Path, tmp_path: Path) -> None:
     context = toy.context(tmp_path)
-    evaluate.evaluate(context, model=teacher, data=nli, metrics=["accuracy", "macro_f1"], pad_to_max=False)
+    evaluate.evaluate(context, model=teacher, data=nli, pad_to_max=False)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores == context.facts["scores"] and scores.keys() == {"dev", "heldout"}
     task = TaskData(nli)
@@ -531,7 +527,7 @@ def test_a_fine_tuned_model_is_published_as_selected(nli: Path, tmp_path: Path) 
         data=nli,
         model=spec(1),
         fit={**FIT, "epochs": 3},
-        metrics=["accuracy"],
+        metric="accuracy",
         select_on="heldout",
         **COMMON,
     )
@@ -540,6 +536,6 @@ def test_a_fine_tuned_model_is_published_as_selected(nli: Path, tmp_path: Path) 
     chosen = next(entry for entry in history["evaluations"] if entry["step"] == history["selected_step"])
     assert chosen["scores"]["heldout"]["accuracy"] == best == history["best_score"]
     judged = toy.context(tmp_path / "judged")
-    evaluate.evaluate(judged, model=tmp_path, data=nli, metrics=["accuracy"], pad_to_max=False)
+    evaluate.evaluate(judged, model=tmp_path, data=nli, pad_to_max=False)
     assert judged.facts["scores"]["heldout"] == chosen["scores"]["heldout"]
     assert judged.facts["scores"]["dev"] == chosen["scores"]["dev"]

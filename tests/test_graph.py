@@ -14,9 +14,10 @@ from kdlab import compose, methods
 from kdlab.graph import UNPINNED, Graph, Stage, Work, canonical
 from kdlab.pins import Pins
 
+SETS = {"prepare_sets", "tokenise_sets"}
 SCORED = {"evaluate_student", "measure_student"}
 TAUGHT = {"layers", "logits"} | SCORED  # all that is made of the student
-EVERYTHING = {"prepare", "tokenise", "teacher", "evaluate_teacher", "vet", "measure_teacher"} | TAUGHT
+EVERYTHING = {"prepare", "tokenise", *SETS, "teacher", "evaluate_teacher", "vet", "measure_teacher"} | TAUGHT
 
 
 def stage(label: str, name: str | None = None, **rest: object) -> Stage:
@@ -234,12 +235,12 @@ def test_an_explicit_default_is_the_implicit_one(line: str) -> None:
         ("method.layers.relations=[hidden]", TAUGHT),
         ("seed=7", TAUGHT),  # one teacher serves all seeds
         ("model.student.config.hidden_dropout_prob=0.1", TAUGHT),
-        ("method.teacher_seed=7", EVERYTHING - {"prepare", "tokenise"}),
-        ("method.teacher.lr=1e-3", EVERYTHING - {"prepare", "tokenise"}),
-        ("precision=bf16", EVERYTHING - {"prepare", "tokenise"}),
+        ("method.teacher_seed=7", EVERYTHING - {"prepare", "tokenise"} - SETS),
+        ("method.teacher.lr=1e-3", EVERYTHING - {"prepare", "tokenise"} - SETS),
+        ("precision=bf16", EVERYTHING - {"prepare", "tokenise"} - SETS),
         ("select_on=last", EVERYTHING),  # no rows are held out then
-        ("task.max_length=16", EVERYTHING - {"prepare"}),
-        ("task.train_limit=100", EVERYTHING),
+        ("task.max_length=16", EVERYTHING - {"prepare", "prepare_sets"}),
+        ("task.few.examples=100", EVERYTHING),
         ("method.weak_teacher=warn", {"vet"}),
         ("tracking=none", set()),
         ("hardware.eval_batch=8 hardware.checkpoint_seconds=1", set()),
@@ -270,4 +271,4 @@ def test_methods_share_their_teacher_and_their_data() -> None:
     assert graphs["kd"]["teacher"] == graphs["cr_ild"]["teacher"]
     assert len({graph["tokenise"] for graph in graphs.values()}) == 1
     assert graphs["kd"]["logits"] != graphs["cr_ild"]["logits"]
-    assert set(graphs["ft"]) == {"prepare", "tokenise", "student"} | SCORED
+    assert set(graphs["ft"]) == {"prepare", "tokenise", "student"} | SETS | SCORED

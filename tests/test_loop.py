@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import toy
+from kdlab.config import LayerFit
 from kdlab.engine import checkpoint, loop
 from kdlab.engine.loop import Batch, Loss, Progress, Scores, Step, fit
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.engine.optimizer import rate
 from kdlab.errors import KdlabError, TrainingError
 from kdlab.objectives.logits import hard_label, soft_cross_entropy
-from kdlab.stages.distill import LayerStep
+from kdlab.stages.steps import LayerStep
 
 CPU = torch.device("cpu")
 
@@ -67,12 +68,9 @@ def logit_step() -> Step:
 
 def layer_step(**changes: Any) -> LayerStep:
     objective = {
-        "relations": ["attention", "hidden", "value"],
+        **toy.fields_without_fit(LayerFit()),
+        "relations": ["attention", "hidden", "embedding", "patient", "value"],
         "layer_map": "uniform",
-        "relation_mask": "union",
-        "pad_rows": "exclude",
-        "mixup": 0.0,
-        "consistency": {"weight": 0.0, "terms": [], "ramp": "linear", "target": "student", "decay": 0.9},
         **changes,
     }
     teacher = toy.encoder(layers=2, seed=5).eval()

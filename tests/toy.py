@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from kdlab.config import Hardware
+from kdlab.config import Fit, Hardware
 from kdlab.context import Context
 from kdlab.data.batches import Batches, EncodedSplit
 from kdlab.engine.loop import Batch, Loss, Plan, Progress
@@ -106,6 +107,11 @@ def context(out: Path, *, seconds: float = 1e9, warn: Callable[[str], None] = la
     (out / "work").mkdir(parents=True, exist_ok=True)
     hardware = Hardware(name="cpu", device="cpu", checkpoint_seconds=seconds)
     return Context(out=out, stage="toy", hardware=hardware, warn=warn)
+
+
+def fields_without_fit(fit: Fit) -> dict[str, Any]:
+    """A stage's objective as the plan hands it over: all that says what is learnt, not how it is trained."""
+    return {name: value for name, value in asdict(fit).items() if name not in {item.name for item in fields(Fit)}}
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

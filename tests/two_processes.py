@@ -15,12 +15,13 @@ from torch import nn
 
 import toy
 from kdlab import cli
+from kdlab.config import LayerFit
 from kdlab.engine import device, loop
 from kdlab.engine.loop import Batch, Loss, Progress, Scores, fit
 from kdlab.models.ema import MovingAverage
 from kdlab.objectives.logits import soft_cross_entropy
-from kdlab.stages.distill import LayerStep
 from kdlab.stages.encoder import parameters_without_gradient
+from kdlab.stages.steps import LayerStep
 
 CASES = ("label", "logits", "layers")
 RUN = ("task=demo/nli", "model=tiny", "debug=fast", "tracking=none", "hardware=cpu")
@@ -33,10 +34,7 @@ class Killed(Exception):
 def layer_step(*, mixup: float, target: str = "student") -> LayerStep:
     weight = 0.5 if mixup else 0.0
     objective = {
-        "relations": ["attention", "hidden"],
-        "layer_map": "last",
-        "relation_mask": "union",
-        "pad_rows": "exclude",
+        **toy.fields_without_fit(LayerFit()),
         "mixup": mixup,
         "consistency": {
             "weight": weight,
@@ -66,7 +64,7 @@ def uncoupled(case: str, out: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     data = toy.batches(9, batch_size=4, micro_batch=1, rank=world.rank, world=world.size)
     plan = toy.plan(epochs=2, max_steps=5, lr=0.1, clip=1.0, expected=())
     batch = toy.rows(2).collate(torch.arange(2).numpy(), pad_token_id=0, width=9)
-    progress = Progress(0, 1, 0, 1, torch.Generator())  # type: ignore[arg-type]
+    progress = Progress(0, 1, 0, 1, 1, torch.Generator())  # type: ignore[arg-type]
     with device.frozen(parameters_without_gradient(model, lambda: step(model, batch, progress).total)):
         history = fit(model, step, data, plan, toy.context(out))
     return toy.copied(model.state_dict()), asdict(history)

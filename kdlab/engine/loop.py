@@ -27,6 +27,8 @@ from kdlab.engine.metrics_log import MetricsLog
 from kdlab.engine.optimizer import build_optimizer, rate, set_rate
 from kdlab.errors import TrainingError
 
+CURVE_POINTS = (4, 20)  # least and most points of a stage's curves, besides the first; between them: one an epoch
+
 Batch = Mapping[str, Any]
 Scores = Mapping[str, Mapping[str, float]]  # split -> metric -> score
 
@@ -58,6 +60,7 @@ class Progress:
     steps: int
     epoch: int
     epochs: int
+    per_epoch: int  # optimiser steps
     rng: np.random.Generator
 
 
@@ -106,6 +109,7 @@ class History:
     """What happened: every evaluation, and which one was chosen."""
 
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # {"step", "scores"}
+    curves: list[dict[str, Any]] = field(default_factory=list)  # {"step", "epoch", "losses", "scores"}, by split
     selected_step: int = 0
     last_step: int = 0
     best_score: float | None = None
@@ -121,11 +125,14 @@ def fit(
     context: Context,
     *,
     evaluate: Callable[[], Scores] | None = None,
+    follow: Callable[[], Mapping[str, Any]] | None = None,
     state: Mapping[str, Stateful] | None = None,
     after_step: Callable[[], None] = lambda: None,
 ) -> History:
     """Train `model` in place, from the last checkpoint below `context.work` if there is one.
 
+    evaluate: scores of the model as it is, to select by. follow: its losses and scores on samples of train and dev,
+    taken before the first step and then at even distances; they select nothing.
     Afterwards the model holds the selected weights. Raises `TrainingError` when a loss is not finite.
     """
     target = device.pick_device(context.hardware)
@@ -142,12 +149,16 @@ def fit(
     wrapped, prepared = device.prepare(accelerator, model, optimizer)
     trainer = _Trainer(model, wrapped, optimizer, prepared, accelerator, batches, plan, context, dict(state or {}))
     trainer.resume()
+    if follow is not None and trainer.step == 0:
+        trainer.follow(follow)
 
     while trainer.running:
         for micro_batches in trainer.rest_of_epoch():
             trainer.train_step(micro_batches, step)
             after_step()
             trainer.log_if_due()
+            if follow is not None and trainer.curve_due():
+                trainer.follow(follow)
             if evaluate is not None and trainer.evaluation_due():
                 trainer.evaluate(evaluate)
             trainer.save_if_due()
@@ -218,7 +229,7 @@ class _Trainer:
             batch = {key: _move(value, self.accelerator.device) for key, value in micro.items()}
             real = float(micro.get("real", True))
             rng = np.random.default_rng([self.plan.seed, self.step, self.world.rank, number])
-            progress = Progress(self.step, self.steps, self.epoch, self.plan.epochs, rng)
+            progress = Progress(self.step, self.steps, self.epoch, self.plan.epochs, self.per_epoch, rng)
             together = nullcontext() if number == len(micro_batches) - 1 else self.accelerator.no_sync(self.wrapped)
             with together:
                 loss = step(self.wrapped, batch, progress)
@@ -349,6 +360,21 @@ class _Trainer:
             self.context.warn(text)
 
     # evaluation and selection ----------------------------------------------------------------------------------
+
+    def curve_due(self) -> bool:
+        every = max(1, self.steps // min(max(self.plan.epochs, CURVE_POINTS[0]), CURVE_POINTS[1]))
+        return self.step % every == 0 or self.step == self.steps
+
+    def follow(self, follow: Callable[[], Mapping[str, Any]]) -> None:
+        if not self.world.first or any(point["step"] == self.step for point in self.history.curves):
+            return
+        self.model.eval()
+        found = follow()
+        self.model.train()
+        epoch = self.step / self.per_epoch
+        self.history.curves.append({"step": self.step, "epoch": epoch, **found})
+        losses = {f"curve/{split}/loss": value for split, value in found["losses"].items()}
+        self.write({"step": self.step, "steps": self.steps, "epoch": epoch, **losses})
 
     def evaluation_due(self) -> bool:
         every = self.plan.eval_steps or self.per_epoch

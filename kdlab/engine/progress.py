@@ -35,7 +35,8 @@ class Display:
 
     A context manager: leaving it takes down a live bar, also when a stage fails.
     Points of training have `step`, `steps`, `loss`, and perhaps `epoch`, `parts/<name>`, `lr`,
-    `tokens_per_second` and `seconds_left`; points of evaluation have `eval/<split>/<metric>`.
+    `tokens_per_second` and `seconds_left`; points of evaluation have `eval/<split>/<metric>`,
+    of which the first of each split is shown.
     """
 
     def __init__(
@@ -89,7 +90,11 @@ class Display:
         """Show a live point of the stage that runs."""
         if self._quiet:
             return
-        scores = {key.removeprefix("eval/"): value for key, value in point.items() if key.startswith("eval/")}
+        scores: dict[str, Any] = {}
+        for key, value in point.items():
+            group, _, name = key.partition("/")
+            if group == "eval" and not any(shown.split("/")[0] == name.split("/")[0] for shown in scores):
+                scores[name] = value
         if scores:
             self._say(f"      {self._label}{_progress_of(point)}", _named(scores))
         if "loss" not in point or "step" not in point:

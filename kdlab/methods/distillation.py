@@ -35,10 +35,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from kdlab.config import Distillation, Encoder, Fit, LayerFit, Run
+from kdlab.config import Distillation, Encoder, Fit, LayerFit, Mixed, Run
 from kdlab.errors import ConfigError, KdlabError
 from kdlab.graph import Graph, Stage, Work
-from kdlab.models.architectures import available, estimate_parameters, longest_input, num_heads, num_layers
+from kdlab.methods.data import Data, data_stages
+from kdlab.models.architectures import (
+    available,
+    estimate_parameters,
+    hidden_size,
+    longest_input,
+    num_heads,
+    num_layers,
+)
 from kdlab.objectives.layer_map import layer_pairs
 from kdlab.pins import Pinned, Pins
 
@@ -53,21 +61,20 @@ def plan(run: Run, pins: Pins) -> Graph:
     problems = _problems(run, method, models)
     if problems:
         raise ConfigError(problems)
-    build = _Builder(run, method, models, pins)
-
-    data = build.data()
+    build = _Builder(run, method, models, data_stages(run, pins, models, teacher_seed=method.teacher_seed))
     if "student" in method.stages:
-        student = build.finetuned("student", data, seed=run.seed)
-        return build.graph(data, student)
+        return build.graph(build.finetuned("student", build.data.student, seed=run.seed))
 
-    teacher = build.finetuned("teacher", data, seed=method.teacher_seed)
+    teacher = build.finetuned("teacher", build.data.teacher, seed=method.teacher_seed)
     if method.stages == ["teacher"]:
-        return build.graph(data, teacher)
-    vet = build.vetted(data, teacher)
-    layers = build.layers(data, teacher, vet) if "layers" in method.stages else None
-    last = build.logits(data, teacher, layers, vet) if "logits" in method.stages else layers
+        return build.graph(teacher)
+    vet = build.vetted(teacher)
+    if "joint" in method.stages:
+        return build.graph(build.joint(teacher, vet), teacher)
+    layers = build.layers(teacher, vet) if "layers" in method.stages else None
+    last = build.logits(teacher, layers, vet) if "logits" in method.stages else layers
     assert last is not None
-    return build.graph(data, last, teacher)
+    return build.graph(last, teacher)
 
 
 def _encoders(run: Run) -> dict[str, Encoder]:
@@ -89,62 +96,15 @@ def _encoders(run: Run) -> dict[str, Encoder]:
 class _Builder:
     """Makes the stages of this family; each method returns one."""
 
-    def __init__(self, run: Run, method: Distillation, models: Mapping[str, Pinned], pins: Pins) -> None:
-        self.run, self.method, self.models, self.pins = run, method, models, pins
-        task = run.task
-        self.metrics = [task.metric, *(metric for metric in task.metrics if metric != task.metric)]
+    def __init__(self, run: Run, method: Distillation, models: Mapping[str, Pinned], data: Data) -> None:
+        self.run, self.method, self.models, self.data = run, method, models, data
         self.common: dict[str, Any] = {
-            "pad_to_max": task.pad_to_max,
+            "pad_to_max": run.task.pad_to_max,
             "precision": run.precision,
             "max_steps": run.debug.steps,
+            "curves": run.curves,
         }
-
-    def data(self) -> Stage:
-        run, task = self.run, self.run.task
-        source = self.pins.source(task.source)
-        limited = task.train_limit is not None or task.dev_limit is not None
-        prepared = Stage(
-            "kdlab.stages.prepare:prepare",
-            "prepare",
-            values={
-                "source": {**source.values, "config": task.source.config},
-                "splits": asdict(task.splits),
-                "evaluations": {name: asdict(value) for name, value in task.evaluations.items()},
-                "text": task.text,
-                "label": task.label,
-                "labels": task.labels,
-                "kind": task.kind,
-                "heldout": task.heldout if run.select_on == "heldout" else 0.0,
-                "train_limit": task.train_limit,
-                "dev_limit": task.dev_limit,
-                "rows": run.debug.rows,
-                "seed": run.seed if limited else 0,
-            },
-            places={} if source.place is None else {"source": source.place},
-        )
-        side = "teacher" if self.models.get("teacher", Pinned({})).values else "student"
-        side = side if side in self.models else "teacher"
-        reader = self.models[side]
-        words = run.model.tokenizer == "words"
-        partner = self.models.get("student")
-        other = partner if side == "teacher" and partner is not None and not words else None
-        if other is not None and (other.values == reader.values or not other.values):
-            other = None
-        values: dict[str, Any] = {
-            "tokenizer": {"kind": "words"} if words else reader.values,
-            "max_length": task.max_length,
-            "partner": None if other is None else other.values,
-        }
-        places = {} if words or reader.place is None else {"tokenizer": reader.place}
-        if other is not None and other.place is not None:
-            places["partner"] = other.place
-        return Stage(
-            "kdlab.stages.tokenise:tokenise",
-            "tokenise",
-            values=values,
-            inputs={"data": prepared},
-            places=places,
-        )
+        self.selected: dict[str, Any] = {"metric": run.task.metric, "select_on": run.select_on}
 
     def model(self, side: str, argument: str) -> tuple[dict[str, Any], dict[str, str]]:
         """What a model is made of; and, if it is local, its place as that of a stage's argument."""
@@ -163,88 +123,134 @@ class _Builder:
         return Stage(
             "kdlab.stages.finetune:finetune",
             side,
-            values={
-                "model": values,
-                "fit": _fit(fit),
-                "metrics": self.metrics,
-                "select_on": self.run.select_on,
-                "seed": seed,
-                **self.common,
-            },
+            values={"model": values, "fit": _fit(fit), "seed": seed, **self.selected, **self.common},
             inputs={"data": data},
             places=places,
             parallel=True,
             work=self.work(side, fit),
         )
 
-    def vetted(self, data: Stage, teacher: Stage) -> Stage:
+    def vetted(self, teacher: Stage) -> Stage:
         on_weak = self.method.weak_teacher if self.run.debug.name == "off" else "warn"
         return Stage(
             "kdlab.stages.evaluate:vet",
             "vet",
-            values={"metric": self.metrics[0], "on_weak": on_weak},
-            inputs={"scores": self.scored("teacher", data, teacher), "data": data},
+            values={"metric": self.run.task.metric, "on_weak": on_weak},
+            inputs={"scores": self.scored("teacher", teacher), "data": self.data.student},
         )
 
-    def layers(self, data: Stage, teacher: Stage, vet: Stage) -> Stage:
+    def layers(self, teacher: Stage, vet: Stage) -> Stage:
         fit = self.method.layers
         values, places = self.model("student", "student")
-        objective = {name: value for name, value in asdict(fit).items() if name not in FIT_FIELDS}
-        if not (fit.mixup and fit.consistency.weight):
-            objective["consistency"] = {**asdict(LayerFit().consistency), "terms": []}
+        guide: dict[str, Any] = {}
+        inputs = {"data": self.data.student}
+        after: tuple[Stage, ...] = (vet,)
+        if fit.teacher == "pretrained":
+            guide["base"], more = self.model("teacher", "base")
+            guide["base_seed"] = self.method.teacher_seed
+            places, after = {**places, **more}, ()
+        else:
+            inputs["teacher"] = teacher
+        if self.data.supplement is not None:
+            inputs["supplement"] = self.data.supplement
         return Stage(
             "kdlab.stages.distill:distill_layers",
             "layers",
             values={
+                **guide,
                 "student": values,
                 "fit": {**_fit(fit), "eval_steps": 0, "patience": 0},
-                "objective": objective,
-                "forward_rows": self.forward_rows(fit) if fit.mixup else None,
-                "processes": processes() if fit.mixup else None,
+                "objective": _layer_objective(fit),
                 "seed": self.run.seed,
+                **self.coupled(fit, _couples(fit)),
                 **self.common,
             },
-            inputs={"data": data, "teacher": teacher},
+            inputs=inputs,
             places=places,
-            after=(vet,),
+            after=after,
             parallel=True,
-            work=self.work("student", fit, teacher=True),
+            work=self.work("student", fit, teacher=True, supplement=self.data.supplement is not None),
+            notes=self.drawn(fit),
         )
 
-    def logits(self, data: Stage, teacher: Stage, layers: Stage | None, vet: Stage) -> Stage:
+    def logits(self, teacher: Stage, layers: Stage | None, vet: Stage) -> Stage:
         fit = self.method.logits
         values, places = self.model("student", "student")
         start = {"student": values} if layers is None else {}
+        objective = _but_fit(fit)
+        if not fit.mixed.mixup:
+            objective["mixed"] = asdict(Mixed())
         return Stage(
             "kdlab.stages.distill:distill_logits",
             "logits",
             values={
                 **start,
                 "fit": _fit(fit),
-                "temperature": fit.temperature,
-                "alpha": fit.alpha,
-                "regression_scale": fit.regression_scale,
-                "metrics": self.metrics,
-                "select_on": self.run.select_on,
+                "objective": objective,
                 "seed": self.run.seed,
+                **self.coupled(fit, fit.mixed.mixup > 0),
+                **self.selected,
                 **self.common,
             },
-            inputs={"data": data, "teacher": teacher, **({} if layers is None else {"layers": layers})},
+            inputs={"data": self.data.student, "teacher": teacher, **({} if layers is None else {"layers": layers})},
             places=places if layers is None else {},
             after=(vet,),
             parallel=True,
             work=self.work("student", fit, teacher=True),
         )
 
-    def scored(self, side: str, data: Stage, model: Stage) -> Stage:
+    def joint(self, teacher: Stage, vet: Stage) -> Stage:
+        fit = self.method.joint
+        values, places = self.model("student", "student")
+        return Stage(
+            "kdlab.stages.distill:distill_joint",
+            "joint",
+            values={
+                "student": values,
+                "fit": _fit(fit),
+                "objective": _layer_objective(fit),
+                "seed": self.run.seed,
+                **self.coupled(fit, _couples(fit)),
+                **self.selected,
+                **self.common,
+            },
+            inputs={"data": self.data.student, "teacher": teacher},
+            places=places,
+            after=(vet,),
+            parallel=True,
+            work=self.work("student", fit, teacher=True),
+            notes=self.drawn(fit),
+        )
+
+    def coupled(self, fit: Fit, couples: bool) -> dict[str, Any]:
+        """The rows of a forward pass and the processes, where they decide which examples meet."""
+        rows = {"forward_rows": self.forward_rows(fit), "processes": processes()}
+        return rows if couples else {"forward_rows": None, "processes": None}
+
+    def drawn(self, fit: LayerFit) -> tuple[str, ...]:
+        """The layer map as `kdlab plan` shows it; nothing while the depths are unknown."""
+        depths = [self.num_layers(side) for side in ("student", "teacher")]
+        if depths[0] is None or depths[1] is None:
+            return ()
+        return tuple(draw(fit, depths[0], depths[1]))
+
+    def num_layers(self, side: str) -> int | None:
+        encoder: Encoder = getattr(self.run.model, side)
+        if encoder.init == "cut":
+            return len(_kept(encoder))
+        config = self.models[side].config
+        return None if config is None else num_layers(config)
+
+    def scored(self, side: str, model: Stage) -> Stage:
+        sets = {} if self.data.sets is None else {"sets": self.data.sets}
         return Stage(
             "kdlab.stages.evaluate:evaluate",
             f"evaluate_{side}",
-            values={"metrics": self.metrics, "pad_to_max": self.run.task.pad_to_max},
-            inputs={"model": model, "data": data},
+            values={"pad_to_max": self.run.task.pad_to_max},
+            inputs={"model": model, "data": self.data.student, **sets},
         )
 
-    def measured(self, side: str, data: Stage, model: Stage) -> Stage:
+    def measured(self, side: str, model: Stage) -> Stage:
         hardware = self.run.hardware
         machine = {
             "processor": processor(),
@@ -256,23 +262,25 @@ class _Builder:
             "kdlab.stages.evaluate:measure",
             f"measure_{side}",
             values={"machine": machine},
-            inputs={"model": model, "data": data},
+            inputs={"model": model, "data": self.data.student},
             of_machine=True,
         )
 
-    def graph(self, data: Stage, student: Stage, teacher: Stage | None = None) -> Graph:
+    def graph(self, student: Stage, teacher: Stage | None = None) -> Graph:
         """The targets: the student and what result.json tells of it and of its teacher."""
         targets = {
-            "data": data,
+            "data": self.data.student,
             "student": student,
-            "student_scores": self.scored("student", data, student),
-            "student_figures": self.measured("student", data, student),
+            "student_scores": self.scored("student", student),
+            "student_figures": self.measured("student", student),
         }
+        if self.data.sets is not None:
+            targets["sets"] = self.data.sets
         if teacher is not None:
             targets |= {
                 "teacher": teacher,
-                "teacher_scores": self.scored("teacher", data, teacher),
-                "teacher_figures": self.measured("teacher", data, teacher),
+                "teacher_scores": self.scored("teacher", teacher),
+                "teacher_figures": self.measured("teacher", teacher),
             }
         return Graph.of(targets)
 
@@ -281,13 +289,16 @@ class _Builder:
         share = -(-fit.batch_size // processes())
         return min(share, self.run.hardware.micro_batch or share)
 
-    def work(self, side: str, fit: Fit, *, teacher: bool = False) -> Work:
+    def work(self, side: str, fit: Fit, *, teacher: bool = False, supplement: bool = False) -> Work:
         own, other = self.parameters(side), self.parameters("teacher") if teacher else 0
         cost = None if own is None or other is None else 3.0 + other / own
-        rows = self.run.task.rows
-        if rows is not None and self.run.select_on == "heldout":
-            rows = round(rows * (1 - self.run.task.heldout))
-        limits = [limit for limit in (self.run.task.train_limit, self.run.debug.rows) if limit is not None]
+        task = self.run.supplement if supplement and self.run.supplement is not None else self.run.task
+        limits = [limit for limit in (self.run.debug.rows, task.passages.limit) if limit is not None]
+        rows = task.rows
+        if rows is not None and task.kind != "text":
+            rows = min(rows, task.few.examples or rows)
+            if self.run.select_on == "heldout":
+                rows = round(rows * (1 - task.heldout))
         return Work(
             examples=min([rows, *limits]) if rows is not None else None,
             epochs=fit.epochs,
@@ -314,8 +325,42 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def draw(fit: LayerFit, student_layers: int, teacher_layers: int) -> list[str]:
+    """Which student layer learns from which teacher layer, a line each, the last layer first."""
+    pairs = layer_pairs(fit.layer_map, student_layers, teacher_layers, pairs=fit.pairs)
+    of_pairs = [name for name in fit.relations if name != "embedding"]
+    lines = [f"layer map {fit.layer_map}: student <- teacher"]
+    if fit.layer_map == "transport":
+        lines.append(f"  1..{student_layers} <- 1..{teacher_layers}, as the transport decides: {_listed(of_pairs)}")
+    else:
+        lines += [f"  {ours:2} <- {theirs:2}  {_listed(of_pairs)}" for ours, theirs in reversed(pairs) if of_pairs]
+    return lines + (["   0 <-  0  embedding"] if "embedding" in fit.relations else [])
+
+
 def _fit(fit: Fit) -> dict[str, Any]:
     return {name: getattr(fit, name) for name in FIT_FIELDS}
+
+
+def _but_fit(fit: Fit) -> dict[str, Any]:
+    return {name: value for name, value in asdict(fit).items() if name not in FIT_FIELDS}
+
+
+def _layer_objective(fit: LayerFit) -> dict[str, Any]:
+    """What enters the identity: without the settings of what is off."""
+    objective, default = _but_fit(fit), LayerFit()
+    objective.pop("teacher")
+    if not (fit.mixup and fit.consistency.weight):
+        objective["consistency"] = {**asdict(default.consistency), "terms": []}
+    if fit.layer_map != "transport":
+        objective["transport"] = asdict(default.transport)
+    if fit.layer_map != "pairs":
+        objective["pairs"] = []
+    return objective
+
+
+def _couples(fit: LayerFit) -> bool:
+    """Whether the rows of a forward pass have a say in each other's loss."""
+    return fit.mixup > 0 or fit.layer_map == "transport"
 
 
 def _kept(encoder: Encoder) -> list[int]:
@@ -364,32 +409,46 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
             f"model.student has a vocabulary of {student.get('vocab_size')}, its teacher one of "
             f"{teacher.get('vocab_size')}: both must read the same tokens"
         )
-    if "layers" in method.stages:
-        problems += _layer_problems(method.layers, student, teacher)
+    for stage in ("layers", "joint"):
+        if stage in method.stages:
+            problems += _layer_problems(f"method.{stage}", getattr(method, stage), student, teacher)
     return problems
 
 
-def _layer_problems(fit: LayerFit, student: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
+def _layer_problems(path: str, fit: LayerFit, student: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     problems = []
     for side, config in (("teacher", teacher), ("student", student)):
-        missing = [name for name in fit.relations if name not in available(str(config.get("model_type")))]
+        shown = available(str(config.get("model_type")))
+        missing = [name for name in fit.relations if name not in shown and name not in ("embedding", "patient")]
         if missing:
             problems.append(
-                f"method.layers.relations: {_listed(missing)} can't be had from {config.get('model_type')} "
-                f"(model.{side}); it gives {_listed(sorted(available(str(config.get('model_type')))))}"
+                f"{path}.relations: {_listed(missing)} can't be had from {config.get('model_type')} "
+                f"(model.{side}); it gives {_listed(sorted(shown))}"
             )
     heads = num_heads(student), num_heads(teacher)
-    per_head = [name for name in fit.relations if name != "hidden"]
-    if per_head and heads[0] != heads[1]:
+    if "attention" in fit.relations and heads[0] != heads[1]:
         problems.append(
-            f"method.layers.relations: {_listed(per_head)} compare head with head, but the student has {heads[0]} "
-            f"heads and its teacher {heads[1]}; give method.layers.relations=[hidden]"
+            f"{path}.relations: attention is compared head with head, but the student has {heads[0]} heads and its "
+            f"teacher {heads[1]}; take query, key and value with {path}.relation_heads, or hidden"
         )
+    per_head = [name for name in fit.relations if name in ("query", "key", "value")]
+    if per_head and not fit.relation_heads and heads[0] != heads[1]:
+        problems.append(
+            f"{path}.relations: {_listed(per_head)} are compared head with head, but the student has {heads[0]} heads "
+            f"and its teacher {heads[1]}; give {path}.relation_heads, a number that divides both widths"
+        )
+    if per_head and fit.relation_heads:
+        for side, config in (("teacher", teacher), ("student", student)):
+            width = hidden_size(config)
+            if width % fit.relation_heads:
+                problems.append(
+                    f"{path}.relation_heads={fit.relation_heads}: does not divide {width}, the width of model.{side}"
+                )
     if num_layers(student) <= num_layers(teacher):
         try:
-            layer_pairs(fit.layer_map, num_layers(student), num_layers(teacher), embeddings=True)
+            layer_pairs(fit.layer_map, num_layers(student), num_layers(teacher), pairs=fit.pairs)
         except ConfigError as error:
-            problems += [f"method.layers.layer_map: {problem}" for problem in error.problems]
+            problems += [f"{path}: {problem}" for problem in error.problems]
     return problems
 
 

@@ -29,12 +29,13 @@ LANGUAGES = {"nyu-mll/glue": "en"}  # of data sets on the Hub; others: not known
 TOLD_AS_HYPERPARAMETERS = re.compile(
     r"method\.(?!name$|family$|stages$)"
     r"|model\.(teacher|student)\.(?!id$|revision$)|model\.tokenizer$"
-    r"|task\.(max_length|pad_to_max|heldout|train_limit|dev_limit)$"
+    r"|task\.(max_length|pad_to_max|heldout|dev_limit|(few|imbalance|noise)\..*)$"
+    r"|supplement\.(name|passages\..*|few\..*)$"
     r"|debug\.(?!name$)|seed$|precision$|select_on$"
 )
 
 CITATIONS = {
-    "layers": """@inproceedings{ko2023revisiting,
+    "ko2023revisiting": """@inproceedings{ko2023revisiting,
   title     = {Revisiting Intermediate Layer Distillation for Compressing Language Models:
                An Overfitting Perspective},
   author    = {Ko, Jongwoo and Park, Seungjoon and Jeong, Minchan and Hong, Sukjin and Ahn, Euijai and
@@ -43,20 +44,78 @@ CITATIONS = {
   year      = {2023},
   url       = {https://arxiv.org/abs/2302.01530}
 }""",
-    "logits": """@article{hinton2015distilling,
+    "hinton2015distilling": """@article{hinton2015distilling,
   title   = {Distilling the Knowledge in a Neural Network},
   author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
   journal = {arXiv preprint arXiv:1503.02531},
   year    = {2015},
   url     = {https://arxiv.org/abs/1503.02531}
 }""",
+    "sun2019patient": """@inproceedings{sun2019patient,
+  title     = {Patient Knowledge Distillation for {BERT} Model Compression},
+  author    = {Sun, Siqi and Cheng, Yu and Gan, Zhe and Liu, Jingjing},
+  booktitle = {Proceedings of EMNLP-IJCNLP 2019},
+  year      = {2019},
+  url       = {https://arxiv.org/abs/1908.09355}
+}""",
+    "jiao2020tinybert": """@inproceedings{jiao2020tinybert,
+  title     = {{TinyBERT}: Distilling {BERT} for Natural Language Understanding},
+  author    = {Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and Li, Linlin and
+               Wang, Fang and Liu, Qun},
+  booktitle = {Findings of the Association for Computational Linguistics: EMNLP 2020},
+  year      = {2020},
+  url       = {https://arxiv.org/abs/1909.10351}
+}""",
+    "wang2020minilm": """@inproceedings{wang2020minilm,
+  title     = {{MiniLM}: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
+               Transformers},
+  author    = {Wang, Wenhui and Wei, Furu and Dong, Li and Bao, Hangbo and Yang, Nan and Zhou, Ming},
+  booktitle = {Advances in Neural Information Processing Systems 33},
+  year      = {2020},
+  url       = {https://arxiv.org/abs/2002.10957}
+}""",
+    "wang2021minilmv2": """@inproceedings{wang2021minilmv2,
+  title     = {{MiniLMv2}: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained
+               Transformers},
+  author    = {Wang, Wenhui and Bao, Hangbo and Huang, Shaohan and Dong, Li and Wei, Furu},
+  booktitle = {Findings of the Association for Computational Linguistics: ACL-IJCNLP 2021},
+  year      = {2021},
+  url       = {https://arxiv.org/abs/2012.15828}
+}""",
+    "li2020bertemd": """@inproceedings{li2020bertemd,
+  title     = {{BERT-EMD}: Many-to-Many Layer Mapping for {BERT} Compression with Earth Mover's Distance},
+  author    = {Li, Jianquan and Liu, Xiaokang and Zhao, Honghong and Xu, Ruifeng and Yang, Min and Jin, Yaohong},
+  booktitle = {Proceedings of EMNLP 2020},
+  year      = {2020},
+  url       = {https://arxiv.org/abs/2010.06133}
+}""",
+    "liang2021mixkd": """@inproceedings{liang2021mixkd,
+  title     = {{MixKD}: Towards Efficient Distillation of Large-scale Language Models},
+  author    = {Liang, Kevin J. and Hao, Weituo and Shen, Dinghan and Zhou, Yufan and Chen, Weizhu and
+               Chen, Changyou and Carin, Lawrence},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2021},
+  url       = {https://arxiv.org/abs/2011.00593}
+}""",
 }
+PAPERS = {  # of a method, besides those of its stages
+    "pkd": "sun2019patient",
+    "pkd_official": "sun2019patient",
+    "tinybert": "jiao2020tinybert",
+    "minilm": "wang2020minilm",
+    "minilm_v2": "wang2021minilmv2",
+    "bert_emd": "li2020bertemd",
+    "mixkd": "liang2021mixkd",
+}
+OWN_STAGES = ("pkd", "mixkd")  # methods whose paper is the whole of it
+STAGE_PAPERS = {"layers": "ko2023revisiting", "joint": "ko2023revisiting", "logits": "hinton2015distilling"}
 
 STAGES = {
     "teacher": "The teacher is fine-tuned on the labels.",
     "student": "The student is fine-tuned on the labels, without a teacher.",
-    "layers": "Inner layers of the teacher are distilled into the student (CR-ILD, Ko et al. 2023).",
-    "logits": "The teacher's logits are distilled into the student (KD, Hinton et al. 2015).",
+    "layers": "Inner layers of the teacher are distilled into the student",
+    "logits": "The teacher's logits are distilled into the student",
+    "joint": "Inner layers and logits of the teacher are distilled into the student together",
 }
 
 
@@ -234,7 +293,7 @@ def _data(run: Mapping[str, Any]) -> str:
 
 def _method(run: Mapping[str, Any]) -> str:
     stages = run["method"].get("stages", [])
-    told = [f"{place}. {STAGES.get(stage, stage)}" for place, stage in enumerate(stages, start=1)]
+    told = [f"{place}. {_stage(run['method'], stage)}" for place, stage in enumerate(stages, start=1)]
     how = {
         "heldout": "a held-out part of the training data",
         "dev": "the dev set, as papers often do: its scores flatter",
@@ -244,10 +303,23 @@ def _method(run: Mapping[str, Any]) -> str:
     return "\n".join(["## Method", "", *told, "", f"Checkpoints are chosen on {chosen}."])
 
 
+def _stage(method: Mapping[str, Any], stage: str) -> str:
+    """What a stage does; of one that distils layers, which and how."""
+    text = STAGES.get(stage, stage)
+    fit = method.get(stage, {})
+    if stage in ("layers", "joint") and fit:
+        text += f": {', '.join(fit['relations'])}; layer map {fit['layer_map']}"
+        text += "; mixed inputs" if fit["mixup"] else ""
+        text += "; consistency" if fit["mixup"] and fit["consistency"]["weight"] else ""
+    if stage == "logits" and fit.get("mixed", {}).get("mixup"):
+        text += ", of mixed inputs too" if fit["clean"] else ", of mixed inputs"
+    return text.removesuffix(".") + "."
+
+
 def _hyperparameters(run: Mapping[str, Any]) -> str:
     """Stages that the method does not run have no settings worth telling."""
     stages = run["method"].get("stages")
-    idle = {"teacher", "student", "layers", "logits"} - set(stages) if stages is not None else set()
+    idle = set(STAGES) - set(stages) if stages is not None else set()
     shown = {
         where: value
         for where, value in differences(run).items()
@@ -326,5 +398,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 
 def _citations(run: Mapping[str, Any]) -> str:
-    cited = [CITATIONS[stage] for stage in run["method"].get("stages", []) if stage in CITATIONS]
+    name, stages = run["method"]["name"], run["method"].get("stages", [])
+    of_stages = [STAGE_PAPERS[stage] for stage in stages if stage in STAGE_PAPERS and name not in OWN_STAGES]
+    keys = dict.fromkeys([*([PAPERS[name]] if name in PAPERS else []), *of_stages])
+    cited = [CITATIONS[key] for key in keys]
     return "\n".join(["## Citation", "", "```bibtex", "\n\n".join(cited), "```"]) if cited else ""

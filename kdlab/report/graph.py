@@ -71,6 +71,22 @@ def plan_table(graph: Graph, store: Store, fresh: Sequence[str]) -> Table:
     return table
 
 
+def plan_notes(graph: Graph) -> list[str]:
+    """What the stages have to say beside their row: conditions of the data, which layer learns from which.
+
+    Stages of a sweep that say the same are named together.
+    """
+    said: dict[tuple[str, tuple[str, ...]], int] = {}
+    for stage in graph:
+        if stage.notes:
+            said[stage.label, stage.notes] = said.get((stage.label, stage.notes), 0) + 1
+    lines = []
+    for (label, notes), times in said.items():
+        first, *rest = notes
+        lines += [f"{label}{f' (of {times})' if times > 1 else ''}: {first}", *rest]
+    return lines
+
+
 def _sum(text: str, *, known: bool, any_left: bool) -> str:
     if not any_left:
         return "0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ def build(run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifa
     method = run.method
     assert isinstance(method, Distillation)
     facts = _read(targets["data"].path / "facts.json")
+    further = _read(targets["sets"].path / "facts.json") if "sets" in targets else {"majority": {}, "rows": {}}
     student = _side(run, targets, "student")
     others = sorted({artifact.manifest["made"]["versions"]["kdlab"] for artifact in stages.values()})
     return {
@@ -38,8 +39,9 @@ def build(run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifa
         "scores": student["scores"],
         "student": {**student, "path": "student"},
         "teacher": _side(run, targets, "teacher") if "teacher" in targets else None,
-        "majority": facts["majority"],
-        "rows": facts["rows"],
+        "majority": {**facts["majority"], **further["majority"]},
+        "rows": {**facts["rows"], **further["rows"]},
+        "conditions": facts["conditions"],
         "seeds": {"run": run.seed} | ({"teacher": method.teacher_seed} if "teacher" in targets else {}),
         "sources": {
             label: artifact.manifest["values"][name]
@@ -67,7 +69,7 @@ def _side(run: Run, targets: Mapping[str, Artifact], side: str) -> dict[str, Any
     history = _read(targets[side].path / "history.json")
     head = _read(targets[side].path / "model" / "config.json").get("kdlab_head", "stock")
     return {
-        "scores": _scores(selected, history),
+        "scores": _scores(selected, history, [run.task.metric, *run.task.metrics]),
         "selection": {
             "on": run.select_on,
             "step": history["selected_step"],
@@ -79,12 +81,16 @@ def _side(run: Run, targets: Mapping[str, Artifact], side: str) -> dict[str, Any
     }
 
 
-def _scores(selected: Mapping[str, Mapping[str, float]], history: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(
+    selected: Mapping[str, Mapping[str, float]], history: Mapping[str, Any], wanted: Sequence[str]
+) -> dict[str, Any]:
+    """The wanted metrics, of all that were scored."""
     evaluations = history["evaluations"]
     scores: dict[str, Any] = {}
     for split, metrics in selected.items():
         scores[split] = {}
-        for metric, value in metrics.items():
+        for metric in dict.fromkeys(wanted):
+            value = metrics[metric]
             curve = [one["scores"][split][metric] for one in evaluations if split in one["scores"]]
             scores[split][metric] = {"selected": value} | ({"last": curve[-1], "best": max(curve)} if curve else {})
     return scores

@@ -1,8 +1,8 @@
-"""Distil a teacher into a student: inner layers first, then logits."""
+"""Distil a teacher into a student: inner layers first, then logits; or both in one stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,19 @@ from torch import Tensor, nn
 
 from kdlab.context import Context
 from kdlab.engine import device
-from kdlab.engine.loop import Batch, Loss, Progress, Stateful
-from kdlab.models.ema import MovingAverage
-from kdlab.models.taps import Tap, Tapped, Views
-from kdlab.objectives.layer_map import layer_pairs
-from kdlab.objectives.layers import consistency_terms, layer_terms
-from kdlab.objectives.logits import hard_label, scaled_mse, soft_cross_entropy
-from kdlab.objectives.mixup import folded_beta
+from kdlab.models.taps import Tapped
 from kdlab.stages.encoder import TaskData, new_model, on, parameters_without_gradient, saved_model, train
+from kdlab.stages.steps import JointStep, LayerStep, LogitStep
 
 
 def distill_layers(
     context: Context,
     *,
     data: Path,
-    teacher: Path,
+    teacher: Path | None = None,
+    base: Mapping[str, Any] | None = None,
+    base_seed: int = 0,
+    supplement: Path | None = None,
     student: Mapping[str, Any],
     fit: Mapping[str, Any],
     objective: Mapping[str, Any],
@@ -34,140 +32,59 @@ def distill_layers(
     seed: int,
     precision: str,
     max_steps: int | None,
+    curves: int,
     forward_rows: int | None,
     processes: int | None = None,
 ) -> None:
     """Train the student's layers towards the teacher's; labels are not used and no checkpoint is selected.
 
+    The teacher is the fine-tuned one (`teacher`), or what it was before (`base`, new weights drawn from `base_seed`).
+    Rows are those of `supplement`, if there is one, else the task's own.
     `objective` holds the fields of `config.LayerFit` that `config.Fit` has not. `forward_rows` is the size of one
-    forward pass where examples are mixed with each other, `processes` the number that share a batch: both decide who is
-    mixed with whom, so they are values and not placement. None where nothing is mixed.
+    forward pass where examples are coupled, `processes` the number that share a batch: both decide who is mixed with
+    whom, and which rows decide on a transport, so they are values and not placement. None where nothing is coupled.
     """
     assert processes in (None, device.World.current().size)
     task = TaskData(data)
+    texts = None if supplement is None else TaskData(supplement)
     place = device.pick_device(context.hardware)
     kernel = device.attention_kernel(place, train=True)
-    guide = saved_model(teacher / "model", kernel=kernel).to(place).eval().requires_grad_(False)
+    if teacher is not None:
+        guide = saved_model(teacher / "model", kernel=kernel)
+    else:
+        assert base is not None
+        guide = new_model(base, task, seed=base_seed, kernel=kernel)
+    guide = guide.to(place).eval().requires_grad_(False)
     pupil = new_model(student, task, seed=seed, kernel=kernel)
     add_projection(pupil, guide, always=objective["projection"] == "always", seed=seed)
-
-    step = LayerStep(guide, objective, layers=(depth(pupil), depth(guide)), precision=precision, place=place)
-    state: dict[str, Stateful] = {}
-    consistency = objective["consistency"]
-    if step.consistent and consistency["target"] == "ema":
-        step.average = MovingAverage(pupil, consistency["decay"])
-        step.average.module.to(place)
-        state["ema"] = step.average
-
-    def after_step() -> None:
-        if step.average is not None:
-            step.average.update(pupil)
-
     pupil.to(place)
-    with device.frozen(parameters_without_gradient(pupil, lambda: step.probe(pupil, task, pad_to_max))):
+    step = LayerStep(guide, objective, layers=(depth(pupil), depth(guide)), precision=precision, place=place)
+    step.keep_average(pupil)
+
+    def probe() -> Tensor:
+        """The loss of two training rows, to see which parameters it reaches."""
+        batch = task.rows(task.split("train"), [0, 1], pad_to_max=pad_to_max)
+        return step.loss(pupil, on(place, batch), None, 0.0).total
+
+    with device.frozen(parameters_without_gradient(pupil, probe)):
         train(
             context,
             pupil,
             step,
             task,
             fit_values=fit,
+            texts=texts,
             seed=seed,
             precision=precision,
             max_steps=max_steps,
             pad_to_max=pad_to_max,
+            curves=curves,
             select_on=None,
-            metrics=(),
-            expected=step.expected(),
-            state=state,
-            after_step=after_step,
+            state=step.state(),
+            after_step=lambda: step.after_step(pupil),
             forward_rows=forward_rows,
         )
-    if pupil.projection is not None and device.World.current().first:
-        save_file(
-            {name: value.contiguous() for name, value in pupil.projection.state_dict().items()},
-            context.out / "projection.safetensors",
-        )
-
-
-class LayerStep:
-    """One training step of layer distillation, papers.md 1.3: L_ILD on mixed inputs plus the consistency terms."""
-
-    def __init__(
-        self,
-        teacher: Tapped,
-        objective: Mapping[str, Any],
-        *,
-        layers: tuple[int, int],
-        precision: str,
-        place: torch.device,
-    ) -> None:
-        self.teacher, self.objective, self.precision, self.place = teacher, objective, precision, place
-        self.average: MovingAverage[Tapped] | None = None
-        self.relations: list[str] = list(objective["relations"])
-        self.consistency: Mapping[str, Any] = objective["consistency"]
-        uniform = objective["layer_map"] == "uniform"
-        self.pairs = layer_pairs(objective["layer_map"], *layers, embeddings=False)
-        self.hidden_pairs = layer_pairs(objective["layer_map"], *layers, embeddings=uniform)
-        self.matched: dict[str, Any] = {
-            "pairs_attention": self.pairs,
-            "pairs_hidden": self.hidden_pairs,
-            "pad_rows": objective["pad_rows"],
-        }
-        self.held = [name for name in self.consistency["terms"] if name in self.relations]
-
-    @property
-    def consistent(self) -> bool:
-        """Whether a consistency term can contribute."""
-        return bool(self.consistency["weight"] and self.objective["mixup"] and self.held)
-
-    def expected(self) -> list[str]:
-        wanted = [f"consistency_{name}" for name in self.consistency["terms"]] if self.consistency["weight"] else []
-        return [*self.relations, *wanted]
-
-    def taps(self, side: int, names: Sequence[str] | None = None) -> list[Tap]:
-        """What to tap on one side: 0 the student, 1 the teacher."""
-        return [
-            Tap(name, pair[side])
-            for name in (self.relations if names is None else names)
-            for pair in (self.hidden_pairs if name == "hidden" else self.pairs)
-        ]
-
-    def weight(self, progress: Progress) -> float:
-        """Of the consistency terms now: weight * epoch / epochs with epoch counted from 0, or constant."""
-        if not self.consistent:
-            return 0.0
-        ramp = progress.epoch / progress.epochs if self.consistency["ramp"] == "linear" else 1.0
-        return float(self.consistency["weight"]) * ramp
-
-    def __call__(self, model: nn.Module, batch: Batch, progress: Progress) -> Loss:
-        lam = folded_beta(progress.rng, self.objective["mixup"]) if self.objective["mixup"] else None
-        return self.loss(model, batch, lam, self.weight(progress))
-
-    def loss(self, model: nn.Module, batch: Batch, lam: float | None, consistency_weight: float) -> Loss:
-        own: Tensor = batch["attention_mask"]
-        with torch.no_grad(), device.autocast(self.place, self.precision):
-            target: Views = self.teacher(batch, taps=self.taps(1), lam=lam)
-        mixed: Views = model(batch, taps=self.taps(0), lam=lam)
-        seen = {"union": mixed.mask, "own": own, "none": None}[self.objective["relation_mask"]]
-        weighted: dict[str, tuple[float, Tensor]] = {}
-        for name in self.relations:
-            mask = mixed.mask if name == "hidden" and seen is None else seen
-            terms = layer_terms(mixed, target, relations=[name], mask=mask, **self.matched)
-            weighted |= {part: (1.0, values) for part, values in terms.items()}
-        if lam is not None and consistency_weight > 0.0:
-            source = model if self.average is None else self.average.module
-            with torch.no_grad(), device.autocast(self.place, self.precision):
-                clean: Views = source(batch, taps=self.taps(0, self.held))
-            for name in self.held:
-                mask = own if name == "hidden" or seen is not None else None
-                terms = consistency_terms(mixed, clean, on=[name], lam=lam, mask=mask, **self.matched)
-                weighted |= {part: (consistency_weight, values) for part, values in terms.items()}
-        return Loss.of(weighted)
-
-    def probe(self, model: Tapped, task: TaskData, pad_to_max: bool) -> Tensor:
-        """The loss of two training rows, to see which parameters it reaches."""
-        batch = task.rows(task.split("train"), [0, 1], pad_to_max=pad_to_max)
-        return self.loss(model, on(self.place, batch), None, 0.0).total
+    save_projection(context, pupil)
 
 
 def distill_logits(
@@ -178,22 +95,23 @@ def distill_logits(
     student: Mapping[str, Any] | None = None,
     layers: Path | None = None,
     fit: Mapping[str, Any],
-    temperature: float,
-    alpha: float,
-    regression_scale: str,
-    metrics: Sequence[str],
+    objective: Mapping[str, Any],
+    metric: str,
     select_on: str,
     pad_to_max: bool,
     seed: int,
     precision: str,
     max_steps: int | None,
+    curves: int,
+    forward_rows: int | None = None,
+    processes: int | None = None,
 ) -> None:
     """Train the student's logits towards the teacher's (Hinton et al., 2015).
 
-    The student is what layer distillation left (`layers`), or new (`student`). Loss per example:
-    (1 - alpha) * soft + alpha * hard, soft = tau^2 cross entropy at temperature tau, or ((z_S - z_T) / tau)^2 for
-    regression (papers.md 1.3, "Logit KD").
+    The student is what layer distillation left (`layers`), or new (`student`). `objective` holds the fields of
+    `config.LogitFit` that `config.Fit` has not; `forward_rows` and `processes` as for `distill_layers`.
     """
+    assert processes in (None, device.World.current().size)
     task = TaskData(data)
     place = device.pick_device(context.hardware)
     kernel = device.attention_kernel(place, train=True)
@@ -203,34 +121,81 @@ def distill_logits(
     else:
         assert student is not None
         pupil = new_model(student, task, seed=seed, kernel=kernel)
-
-    def step(model: nn.Module, batch: Batch, progress: Progress) -> Loss:
-        with torch.no_grad(), device.autocast(place, precision):
-            target = guide(batch).logits
-        logits = model(batch).logits
-        if task.kind == "classification":
-            soft = soft_cross_entropy(logits, target, temperature=temperature)
-        else:
-            soft = scaled_mse(logits, target, temperature=temperature, scale=regression_scale)
-        terms = {"logit": (1.0 - alpha, soft)}
-        if alpha:
-            terms["label"] = (alpha, hard_label(logits, batch["labels"], kind=task.kind))
-        return Loss.of(terms)
-
     train(
         context,
         pupil,
-        step,
+        LogitStep(guide, objective, kind=task.kind, precision=precision, place=place),
         task,
         fit_values=fit,
         seed=seed,
         precision=precision,
         max_steps=max_steps,
         pad_to_max=pad_to_max,
+        curves=curves,
         select_on=select_on,
-        metrics=metrics,
-        expected=("logit", "label") if alpha else ("logit",),
+        metric=metric,
+        forward_rows=forward_rows,
     )
+
+
+def distill_joint(
+    context: Context,
+    *,
+    data: Path,
+    teacher: Path,
+    student: Mapping[str, Any],
+    fit: Mapping[str, Any],
+    objective: Mapping[str, Any],
+    metric: str,
+    select_on: str,
+    pad_to_max: bool,
+    seed: int,
+    precision: str,
+    max_steps: int | None,
+    curves: int,
+    forward_rows: int | None,
+    processes: int | None = None,
+) -> None:
+    """Train the student's layers and logits towards the teacher's together (`stages.steps.JointStep`).
+
+    `objective` holds the fields of `config.JointFit` that `config.Fit` has not; `forward_rows` and `processes` as for
+    `distill_layers`.
+    """
+    assert processes in (None, device.World.current().size)
+    task = TaskData(data)
+    place = device.pick_device(context.hardware)
+    kernel = device.attention_kernel(place, train=True)
+    guide = saved_model(teacher / "model", kernel=kernel).to(place).eval().requires_grad_(False)
+    pupil = new_model(student, task, seed=seed, kernel=kernel)
+    add_projection(pupil, guide, always=objective["projection"] == "always", seed=seed)
+    pupil.to(place)
+    layers = LayerStep(guide, objective, layers=(depth(pupil), depth(guide)), precision=precision, place=place)
+    layers.keep_average(pupil)
+    step = JointStep(layers, objective, kind=task.kind)
+
+    def probe() -> Tensor:
+        batch = on(place, task.rows(task.split("train"), [0, 1], pad_to_max=pad_to_max))
+        return step.clean(pupil, batch)[0].total
+
+    with device.frozen(parameters_without_gradient(pupil, probe)):
+        train(
+            context,
+            pupil,
+            step,
+            task,
+            fit_values=fit,
+            seed=seed,
+            precision=precision,
+            max_steps=max_steps,
+            pad_to_max=pad_to_max,
+            curves=curves,
+            select_on=select_on,
+            metric=metric,
+            state=layers.state(),
+            after_step=lambda: layers.after_step(pupil),
+            forward_rows=forward_rows,
+        )
+    save_projection(context, pupil)
 
 
 def depth(model: Tapped) -> int:
@@ -249,3 +214,11 @@ def add_projection(student: Tapped, teacher: Tapped, *, always: bool, seed: int)
         linear.weight.normal_(0.0, 0.02, generator=generator)
         linear.bias.zero_()
     student.projection = linear
+
+
+def save_projection(context: Context, student: Tapped) -> None:
+    """Keep the linear map beside the model, which is published without it."""
+    if student.projection is None or not device.World.current().first:
+        return
+    weights = {name: value.contiguous() for name, value in student.projection.state_dict().items()}
+    save_file(weights, context.out / "projection.safetensors")

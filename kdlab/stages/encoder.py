@@ -16,12 +16,15 @@ from transformers.utils import logging
 from kdlab.artifacts import write_json
 from kdlab.context import Context
 from kdlab.data.batches import Batches, EncodedSplit, open_encoded
-from kdlab.data.metrics import score
+from kdlab.data.metrics import CLASSIFICATION, REGRESSION, score
 from kdlab.engine import device
-from kdlab.engine.loop import History, Plan, Scores, Stateful, Step, fit
+from kdlab.engine.loop import History, Plan, Scores, Stateful, fit
 from kdlab.errors import ModelError
 from kdlab.models.encoder import load_encoder, load_saved, save_student
-from kdlab.models.taps import Tapped
+from kdlab.models.taps import Tapped, Views
+from kdlab.stages.steps import Objective
+
+CURVE_SEED = 0  # of the rows that curves are drawn from: the same for every run
 
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -45,6 +48,13 @@ class TaskData:
 
     def split(self, name: str) -> EncodedSplit:
         return open_encoded(self.folder, name)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that fits the task."""
+        if self.kind == "regression":
+            return list(REGRESSION)
+        return [name for name in CLASSIFICATION if name != "f1" or self.num_labels == 2]
 
     @property
     def highest_token(self) -> int:
@@ -144,15 +154,10 @@ def answers(logits: np.ndarray, kind: str) -> np.ndarray:
 
 
 def evaluator(
-    model: Tapped,
-    data: TaskData,
-    *,
-    splits: Sequence[str],
-    metrics: Sequence[str],
-    batch_size: int,
-    pad_to_max: bool,
+    model: Tapped, data: TaskData, *, splits: Sequence[str], first: str, batch_size: int, pad_to_max: bool
 ) -> Callable[[], Scores]:
-    """A function that scores the model as it is now on each split."""
+    """A function that scores the model as it is now on each split, by every metric of the task, `first` before all."""
+    metrics = [first, *(metric for metric in data.metrics if metric != first)]
 
     def evaluate() -> Scores:
         scores: dict[str, dict[str, float]] = {}
@@ -165,10 +170,62 @@ def evaluator(
     return evaluate
 
 
+def follower(
+    model: Tapped,
+    objective: Objective,
+    samples: Mapping[str, tuple[TaskData, str]],
+    *,
+    rows: int,
+    batch_size: int,
+    pad_to_max: bool,
+    scored: bool,
+) -> Callable[[], dict[str, Any]]:
+    """A function that gives the objective's mean loss, and scores, on `rows` fixed rows of each sample.
+
+    samples: by name, the data and its split. scored: whether the model's logits are answers already.
+    """
+    place = next(model.parameters()).device
+    drawn = {}
+    for name, (data, split_name) in samples.items():
+        split = data.split(split_name)
+        chosen = np.random.default_rng(CURVE_SEED).permutation(len(split))[:rows]
+        chosen = chosen[np.argsort(-split.lengths[chosen], kind="stable")]
+        drawn[name] = (data, split, [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)])
+
+    class Plain(torch.nn.Module):
+        """The model without what accelerate put around it: fp32."""
+
+        def forward(self, batch: Mapping[str, torch.Tensor], **options: Any) -> Views:
+            return Tapped.forward(model, batch, **options)
+
+    plain = Plain()
+
+    @torch.no_grad()
+    def follow() -> dict[str, Any]:
+        losses: dict[str, float] = {}
+        scores: dict[str, dict[str, float]] = {}
+        for name, (data, split, batches) in drawn.items():
+            total, count = 0.0, 0.0
+            logits = []
+            for numbers in batches:
+                batch = on(place, data.rows(split, numbers.tolist(), pad_to_max=pad_to_max))
+                loss, answer = objective.clean(plain, batch)
+                total, count = total + float(loss.total), count + float(loss.count)
+                logits.append(answer.float().cpu().numpy())
+            losses[name] = total / count
+            if scored:
+                found = answers(np.concatenate(logits), data.kind)
+                labels = split.labels[np.concatenate(batches)]
+                scores[name] = {metric: score(metric, found, labels) for metric in data.metrics}
+        return {"losses": losses, "scores": scores}
+
+    return follow
+
+
 def train(
     context: Context,
     model: Tapped,
-    step: Step,
+    objective: Objective,
     data: TaskData,
     *,
     fit_values: Mapping[str, Any],
@@ -176,22 +233,25 @@ def train(
     precision: str,
     max_steps: int | None,
     pad_to_max: bool,
+    curves: int,
     select_on: str | None,
-    metrics: Sequence[str],
-    expected: Sequence[str],
+    metric: str | None = None,
+    texts: TaskData | None = None,
     state: Mapping[str, Stateful] | None = None,
     after_step: Callable[[], None] = lambda: None,
     forward_rows: int | None = None,
 ) -> History:
     """Train on the task's training rows and leave `model/`, `history.json` and `metrics.jsonl` in the artifact.
 
-    select_on: the split whose first metric chooses the checkpoint, "last" to keep the last one, or None for a stage
-    without evaluation.
+    texts: train on its rows in place of the task's. select_on: the split whose `metric` chooses the checkpoint, "last"
+    to keep the last one, or None for a stage without labels, which is not scored. curves: rows that its loss is
+    followed on; 0: none.
     """
     values = dict(fit_values)
     world = device.World.current()
-    batches = data.batches(
-        data.split("train"),
+    source = data if texts is None else texts
+    batches = source.batches(
+        source.split("train"),
         batch_size=values.pop("batch_size"),
         seed=seed,
         shuffle=True,
@@ -200,26 +260,33 @@ def train(
         micro_batch=context.hardware.micro_batch if forward_rows is None else forward_rows,
         world=world,
     )
-    evaluate = None
+    size = context.hardware.eval_batch
+    evaluate, follow = None, None
     if select_on is not None:
+        assert metric is not None
         splits = [name for name in ("heldout", "dev") if name in data.splits(labelled=True)]
-        evaluate = evaluator(
+        evaluate = evaluator(model, data, splits=splits, first=metric, batch_size=size, pad_to_max=pad_to_max)
+    if curves:
+        follow = follower(
             model,
-            data,
-            splits=splits,
-            metrics=metrics,
-            batch_size=context.hardware.eval_batch,
+            objective,
+            {"train": (source, "train"), "dev": (data, "dev")},
+            rows=curves,
+            batch_size=size,
             pad_to_max=pad_to_max,
+            scored=select_on is not None,
         )
     plan = Plan(
         **values,
         seed=seed,
         precision=precision,
         max_steps=max_steps,
-        select=None if select_on in (None, "last") else (str(select_on), metrics[0]),
-        expected=tuple(expected),
+        select=None if select_on in (None, "last") or metric is None else (str(select_on), metric),
+        expected=tuple(objective.expected()),
     )
-    history = fit(model, step, batches, plan, context, evaluate=evaluate, state=state, after_step=after_step)
+    history = fit(
+        model, objective, batches, plan, context, evaluate=evaluate, follow=follow, state=state, after_step=after_step
+    )
     if world.first:
         save_student(model.model, data.tokenizer, context.out / "model")
         write_json(context.out / "history.json", asdict(history))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,26 @@ LATENCY_ROWS = 16
 LATENCY_ROUNDS = 3
 
 
-def evaluate(context: Context, *, model: Path, data: Path, metrics: Sequence[str], pad_to_max: bool) -> None:
-    """Reload the published model and score it on every labelled split; leaves scores.json and predictions."""
-    task = TaskData(data)
+def evaluate(context: Context, *, model: Path, data: Path, sets: Path | None = None, pad_to_max: bool) -> None:
+    """Reload the published model and score it on every labelled split, by every metric of the task.
+
+    data: the task, with heldout and dev; sets: its further evaluation sets. Leaves scores.json and predictions.
+    """
     place = device.pick_device(context.hardware)
     loaded = saved_model(model / "model", kernel=device.attention_kernel(place, train=False)).to(place)
     scores: dict[str, dict[str, float]] = {}
-    labelled = task.splits(labelled=True)
-    for name in task.splits(labelled=False):
-        split = task.split(name)
-        logits = predict(loaded, task, split, batch_size=context.hardware.eval_batch, pad_to_max=pad_to_max)
-        found = answers(logits, task.kind)
-        if name in labelled:
-            scores[name] = {metric: score(metric, found, split.labels) for metric in metrics}
-        with open(context.out / f"predictions-{name}.jsonl", "w", encoding="utf-8") as file:
-            for row, answer, line in zip(split.ids, found, logits, strict=True):
-                shown = task.labels[int(answer)] if task.labels else float(answer)
-                file.write(json.dumps({"id": int(row), "prediction": shown, "logits": line.tolist()}) + "\n")
+    for task in [TaskData(folder) for folder in (data, sets) if folder is not None]:
+        labelled = task.splits(labelled=True)
+        for name in task.splits(labelled=False):
+            split = task.split(name)
+            logits = predict(loaded, task, split, batch_size=context.hardware.eval_batch, pad_to_max=pad_to_max)
+            found = answers(logits, task.kind)
+            if name in labelled:
+                scores[name] = {metric: score(metric, found, split.labels) for metric in task.metrics}
+            with open(context.out / f"predictions-{name}.jsonl", "w", encoding="utf-8") as file:
+                for row, answer, line in zip(split.ids, found, logits, strict=True):
+                    shown = task.labels[int(answer)] if task.labels else float(answer)
+                    file.write(json.dumps({"id": int(row), "prediction": shown, "logits": line.tolist()}) + "\n")
     write_json(context.out / "scores.json", scores)
     context.facts["scores"] = scores
 

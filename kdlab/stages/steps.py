@@ -1,0 +1,356 @@
+"""The training steps of layer distillation: what one optimiser step computes, as named and weighted terms.
+
+A step is called by the loop, `step(model, batch, progress) -> Loss`. `clean` is its objective without mixed inputs,
+moving average or change of state, for the curves of train and dev.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.engine import device
+from kdlab.engine.loop import Batch, Loss, Progress, Stateful
+from kdlab.models.ema import MovingAverage
+from kdlab.models.taps import Tap, Tapped, Views
+from kdlab.objectives.layer_map import layer_pairs
+from kdlab.objectives.layers import consistency_terms, layer_terms
+from kdlab.objectives.logits import hard_label, mixed_label, mixed_soft, soft_label
+from kdlab.objectives.mixup import folded_beta
+from kdlab.objectives.transport import LayerWeights, transport_terms
+
+Weighted = dict[str, tuple[float, Tensor]]  # name -> weight, one number per example [B]
+WITHOUT_KEYS = ("hidden", "embedding", "patient")  # relations that compare states, not scores over keys
+APART = ("embedding", "patient")  # relations that no transport map applies to
+
+
+class Objective(Protocol):
+    """What a trained stage minimises."""
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: Progress) -> Loss: ...
+
+    def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
+        """The loss of the inputs as they are, and the student's logits [B, C]."""
+        ...
+
+    def expected(self) -> list[str]:
+        """Names of the terms that the configuration asks for."""
+        ...
+
+
+class LabelStep:
+    """Hard labels: cross entropy, or squared error for regression."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: Progress) -> Loss:
+        return self.clean(model, batch)[0]
+
+    def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
+        logits = model(batch).logits
+        return Loss.of({"label": (1.0, hard_label(logits, batch["labels"], kind=self.kind))}), logits
+
+    def expected(self) -> list[str]:
+        return ["label"]
+
+
+class LogitStep:
+    """The teacher's logits, the hard labels, both also on mixed inputs: `config.LogitFit` without its `Fit`.
+
+    clean * [(1 - alpha) * soft + alpha * hard] + mixed.logit * soft of the mixture + mixed.label * hard of the mixture,
+    with soft = tau^2 cross entropy at temperature tau, or ((z_S - z_T) / tau)^2 for regression (papers.md 1.3).
+    """
+
+    def __init__(
+        self, teacher: Tapped, values: Mapping[str, Any], *, kind: str, precision: str, place: torch.device
+    ) -> None:
+        self.teacher, self.kind, self.precision, self.place = teacher, kind, precision, place
+        self.alpha, self.clean_weight = float(values["alpha"]), float(values["clean"])
+        self.mixed: Mapping[str, Any] = values["mixed"]
+        self.soft: dict[str, Any] = {
+            "kind": kind,
+            "temperature": values["temperature"],
+            "scale": values["regression_scale"],
+        }
+
+    def expected(self) -> list[str]:
+        names = _clean_names(self.clean_weight, self.alpha)
+        if self.mixed["mixup"]:
+            names += [f"mixed_{name}" for name in ("logit", "label") if self.mixed[name]]
+        return names
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: Progress) -> Loss:
+        lam = folded_beta(progress.rng, self.mixed["mixup"]) if self.mixed["mixup"] else None
+        return self.loss(model, batch, lam)[0]
+
+    def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
+        logits = model(batch).logits
+        weight = self.clean_weight or 1.0  # a stage of mixed inputs only is followed by its soft labels
+        return Loss.of(self.clean_terms(logits, self.target(batch, None), batch["labels"], weight)), logits
+
+    def target(self, batch: Batch, lam: float | None) -> Tensor:
+        with torch.no_grad(), device.autocast(self.place, self.precision):
+            views: Views = self.teacher(batch, lam=lam)
+        return views.logits
+
+    def loss(self, model: nn.Module, batch: Batch, lam: float | None) -> tuple[Loss, Tensor]:
+        """The weighted terms, and the logits of the last view [B, C]."""
+        terms: Weighted = {}
+        from_clean = lam is not None and self.mixed["target"] == "clean"
+        target = self.target(batch, None) if self.clean_weight or from_clean else None
+        if self.clean_weight:
+            assert target is not None
+            logits = model(batch).logits
+            terms |= self.clean_terms(logits, target, batch["labels"], self.clean_weight)
+        if lam is not None:
+            logits = model(batch, lam=lam).logits
+            if self.mixed["logit"]:
+                if from_clean:
+                    assert target is not None
+                    soft = mixed_soft(logits, target, lam=lam, **self.soft)
+                else:
+                    soft = soft_label(logits, self.target(batch, lam), **self.soft)
+                terms["mixed_logit"] = (float(self.mixed["logit"]), soft)
+            if self.mixed["label"]:
+                hard = mixed_label(logits, batch["labels"], lam=lam, kind=self.kind)
+                terms["mixed_label"] = (float(self.mixed["label"]), hard)
+        return Loss.of(terms), logits
+
+    def clean_terms(self, logits: Tensor, target: Tensor, labels: Tensor, weight: float) -> Weighted:
+        return _clean_terms(logits, target, labels, weight=weight, alpha=self.alpha, soft=self.soft)
+
+
+def _clean_names(weight: float, alpha: float) -> list[str]:
+    if not weight:
+        return []
+    return [name for name, share in (("logit", 1.0 - alpha), ("label", alpha)) if share]
+
+
+def _clean_terms(
+    logits: Tensor, target: Tensor, labels: Tensor, *, weight: float, alpha: float, soft: Mapping[str, Any]
+) -> Weighted:
+    """weight * [(1 - alpha) * soft + alpha * hard], each by its name."""
+    terms: Weighted = {}
+    for name in _clean_names(weight, alpha):
+        if name == "logit":
+            terms[name] = (weight * (1.0 - alpha), soft_label(logits, target, **soft))
+        else:
+            terms[name] = (weight * alpha, hard_label(logits, labels, kind=soft["kind"]))
+    return terms
+
+
+class LayerStep:
+    """Inner layers, papers.md 1.3: the layer terms, on mixed inputs if asked for, plus the consistency terms.
+
+    `objective` holds the fields of `config.LayerFit` that `config.Fit` has not.
+    """
+
+    def __init__(
+        self,
+        teacher: Tapped,
+        objective: Mapping[str, Any],
+        *,
+        layers: tuple[int, int],
+        precision: str,
+        place: torch.device,
+    ) -> None:
+        self.teacher, self.objective, self.precision, self.place = teacher, objective, precision, place
+        self.average: MovingAverage[Tapped] | None = None
+        self.relations: list[str] = list(objective["relations"])
+        self.consistency: Mapping[str, Any] = objective["consistency"]
+        self.pairs = layer_pairs(objective["layer_map"], *layers, pairs=objective["pairs"])
+        self.knobs: dict[str, Any] = {
+            name: objective[name] for name in ("pad_rows", "relation_divergence", "hidden_divergence", "relation_heads")
+        }
+        self.held = [name for name in self.consistency["terms"] if name in self.relations]
+        self.weights: LayerWeights | None = None
+        if objective["layer_map"] == "transport":
+            self.transported = [name for name in self.relations if name not in APART]
+            self.weights = LayerWeights(self.transported, *layers, separate=objective["transport"]["separate"])
+        self.reset_at: int | None = None
+
+    @property
+    def consistent(self) -> bool:
+        """Whether a consistency term can contribute."""
+        return bool(self.consistency["weight"] and self.objective["mixup"] and self.held)
+
+    def expected(self) -> list[str]:
+        wanted = [f"consistency_{name}" for name in self.consistency["terms"]] if self.consistency["weight"] else []
+        return [*self.relations, *wanted]
+
+    def state(self) -> dict[str, Stateful]:
+        """What a checkpoint must keep."""
+        found: dict[str, Stateful] = {}
+        if self.weights is not None:
+            found["transport"] = self.weights
+        if self.average is not None:
+            found["ema"] = self.average
+        return found
+
+    def keep_average(self, model: Tapped) -> None:
+        """Make the moving average of `model`, if the consistency target is one."""
+        if self.consistent and self.consistency["target"] == "ema":
+            self.average = MovingAverage(model, self.consistency["decay"])
+            self.average.module.to(self.place)
+
+    def after_step(self, model: Tapped) -> None:
+        if self.average is not None:
+            self.average.update(model)
+
+    def taps(self, side: int, names: Sequence[str] | None = None) -> list[Tap]:
+        """What to tap on one side: 0 the student, 1 the teacher."""
+        found = []
+        for name in self.relations if names is None else names:
+            layers = [0] if name == "embedding" else [pair[side] for pair in self.pairs]
+            found += [Tap("hidden" if name in WITHOUT_KEYS else name, layer) for layer in layers]
+        return list(dict.fromkeys(found))
+
+    def weight(self, progress: Progress) -> float:
+        """Of the consistency terms now: weight * epoch / epochs with epoch counted from 0, or constant."""
+        if not self.consistent:
+            return 0.0
+        ramp = progress.epoch / progress.epochs if self.consistency["ramp"] == "linear" else 1.0
+        return float(self.consistency["weight"]) * ramp
+
+    def mix(self, progress: Progress) -> float | None:
+        """The share of a row in its mix; None where inputs are not mixed."""
+        return folded_beta(progress.rng, self.objective["mixup"]) if self.objective["mixup"] else None
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: Progress) -> Loss:
+        self.start_epoch(progress)
+        return self.loss(model, batch, self.mix(progress), self.weight(progress), learn=True)
+
+    def start_epoch(self, progress: Progress) -> None:
+        if self.weights is None or not self.objective["transport"]["reset_each_epoch"]:
+            return
+        if progress.step % progress.per_epoch == 0 and self.reset_at != progress.step:
+            self.weights.reset()
+            self.reset_at = progress.step
+
+    def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
+        target, views = self.views(model, batch, None)
+        return Loss.of(self.layer_terms(views, target, batch)), views.logits
+
+    def views(self, model: nn.Module, batch: Batch, lam: float | None) -> tuple[Views, Views]:
+        """(the teacher's, the student's) on the same input."""
+        with torch.no_grad(), device.autocast(self.place, self.precision):
+            target: Views = self.teacher(batch, taps=self.taps(1), lam=lam)
+        return target, model(batch, taps=self.taps(0), lam=lam)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, lam: float | None, consistency_weight: float, *, learn: bool = False
+    ) -> Loss:
+        target, mixed = self.views(model, batch, lam)
+        terms = self.layer_terms(mixed, target, batch, learn=learn)
+        return Loss.of(terms | self.consistency_terms(model, mixed, batch, lam, consistency_weight))
+
+    def layer_terms(self, student: Views, teacher: Views, batch: Batch, *, learn: bool = False) -> Weighted:
+        """Each relation by its name. learn: let this batch move the layer weights of a transport map."""
+        own = batch["attention_mask"]
+        seen = {"union": student.mask, "own": own, "none": None}[self.objective["relation_mask"]]
+        masks = {False: seen, True: student.mask if seen is None else seen}  # of scores over keys, of states
+        fixed = [name for name in self.relations if self.weights is None or name in APART]
+        terms: dict[str, Tensor] = {}
+        for name in fixed:
+            terms |= layer_terms(
+                student,
+                teacher,
+                relations=[name],
+                pairs=self.pairs,
+                mask=masks[name in WITHOUT_KEYS],
+                normalise=self.objective["normalise"],
+                **self.knobs,
+            )
+        if self.weights is not None:
+            terms |= self.carried(student, teacher, masks, batch, learn)
+        return {name: (1.0, terms[name]) for name in self.relations}
+
+    def carried(
+        self, student: Views, teacher: Views, masks: Mapping[bool, Tensor | None], batch: Batch, learn: bool
+    ) -> dict[str, Tensor]:
+        """The terms of a transport map; `masks` by whether a relation compares states."""
+        assert self.weights is not None
+        real = float(batch.get("real", True))
+        terms: dict[str, Tensor] = {}
+        flows: dict[str, Any] = {}
+        distances: dict[str, Any] = {}
+        for name in self.transported:
+            moved = transport_terms(
+                student,
+                teacher,
+                relations=[name],
+                weights=self.weights,
+                mask=masks[name in WITHOUT_KEYS],
+                reduce=(lambda sums: device.total(sums * real)) if learn else (lambda sums: sums),
+                **self.knobs,
+            )
+            terms |= moved.terms
+            flows |= moved.flows
+            distances |= moved.distances
+        if learn and self.objective["transport"]["update_weights"]:
+            self.weights.update(flows, distances)
+        return terms
+
+    def consistency_terms(
+        self, model: nn.Module, mixed: Views, batch: Batch, lam: float | None, weight: float
+    ) -> Weighted:
+        if lam is None or weight <= 0.0:
+            return {}
+        source = model if self.average is None else self.average.module
+        with torch.no_grad(), device.autocast(self.place, self.precision):
+            clean: Views = source(batch, taps=self.taps(0, self.held))
+        own: Tensor = batch["attention_mask"]
+        terms: dict[str, Tensor] = {}
+        for name in self.held:
+            mask = own if name == "hidden" or self.objective["relation_mask"] != "none" else None
+            terms |= consistency_terms(mixed, clean, on=[name], pairs=self.pairs, lam=lam, mask=mask, **self.knobs)
+        return {name: (weight, values) for name, values in terms.items()}
+
+
+class JointStep:
+    """Inner layers and logits in one stage, from one forward pass of each model.
+
+    layer_weight * (layer and consistency terms) + logit_weight * [(1 - alpha) * soft + alpha * hard]; on mixed inputs
+    all of them are of the mixture.
+    """
+
+    def __init__(self, layers: LayerStep, values: Mapping[str, Any], *, kind: str) -> None:
+        self.layers, self.kind = layers, kind
+        self.layer_weight, self.logit_weight = float(values["layer_weight"]), float(values["logit_weight"])
+        self.alpha = float(values["alpha"])
+        self.soft: dict[str, Any] = {
+            "kind": kind,
+            "temperature": values["temperature"],
+            "scale": values["regression_scale"],
+        }
+
+    def expected(self) -> list[str]:
+        return [*self.layers.expected(), *_clean_names(self.logit_weight, self.alpha)]
+
+    def __call__(self, model: nn.Module, batch: Batch, progress: Progress) -> Loss:
+        self.layers.start_epoch(progress)
+        return self.loss(model, batch, self.layers.mix(progress), self.layers.weight(progress), learn=True)[0]
+
+    def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
+        return self.loss(model, batch, None, 0.0)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, lam: float | None, consistency_weight: float, *, learn: bool = False
+    ) -> tuple[Loss, Tensor]:
+        target, views = self.layers.views(model, batch, lam)
+        inner = self.layers.layer_terms(views, target, batch, learn=learn)
+        inner |= self.layers.consistency_terms(model, views, batch, lam, consistency_weight)
+        terms = {name: (self.layer_weight * weight, values) for name, (weight, values) in inner.items()}
+        outer = _clean_terms(
+            views.logits, target.logits, batch["labels"], weight=self.logit_weight, alpha=self.alpha, soft=self.soft
+        )
+        if lam is not None and "label" in outer:
+            outer["label"] = (
+                outer["label"][0],
+                mixed_label(views.logits, batch["labels"], lam=lam, kind=self.kind),
+            )
+        return Loss.of(terms | outer), views.logits
