@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from kdlab.errors import KdlabError
 
 UNPINNED = "unpinned"  # the revision of a hub model or data set that could not be looked up
 
@@ -60,6 +62,7 @@ class Stage:
     of_machine: bool = False  # tells of this machine, so that a run elsewhere is still the same run
     parallel: bool = False  # run by all processes of a distributed job, not only the first
     work: Work = field(default_factory=Work)
+    notes: tuple[str, ...] = ()  # lines for `kdlab plan`; not part of the identity
 
     @property
     def name(self) -> str:
@@ -114,6 +117,39 @@ class Graph:
         for stage in targets.values():
             _visit(stage, order)
         return cls(tuple(order.values()), dict(targets))
+
+    @classmethod
+    def load(cls, described: Sequence[Mapping[str, Any]]) -> Graph:
+        """The graph that `describe` gave, to look at and to build upon; its targets are what no other stage needs.
+
+        What enters no identity, such as places and estimates of work, is not in a description and gets its default.
+        Raises KdlabError where the description is not whole, or its stages do not have the fingerprints it names.
+        """
+        made: dict[str, Stage] = {}
+        needed: set[str] = set()
+        for number, entry in enumerate(described):
+            try:
+                stage = Stage(
+                    entry["function"],
+                    entry["label"],
+                    values=entry["values"],
+                    inputs={name: made[artifact] for name, artifact in entry["inputs"].items()},
+                    after=tuple(made[artifact] for artifact in entry["after"]),
+                    version=entry["version"],
+                )
+                same = (stage.fingerprint, stage.artifact) == (entry["fingerprint"], entry["artifact"])
+            except (KeyError, TypeError, AttributeError, ValueError) as problem:
+                raise KdlabError(
+                    f"stage {number + 1} of a graph is not described in full: {type(problem).__name__} {problem}"
+                ) from problem
+            if not same:
+                raise KdlabError(
+                    f"the description of stage '{stage.label}' says it is {entry['artifact']}, but what it holds makes "
+                    f"{stage.artifact}: it was changed, or written by another version of kdlab"
+                )
+            made[stage.artifact] = stage
+            needed |= {need.artifact for need in stage.needs()}
+        return cls(tuple(made.values()), {stage.label: stage for name, stage in made.items() if name not in needed})
 
     def needed_by(self, stage: Stage) -> list[str]:
         """Labels of the stages that use this one."""
