@@ -18,8 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-TASKS = {"glue/stsb": "STS-B (Pearson-Spearman)", "glue/cola": "CoLA (MCC)", "glue/rte": "RTE (accuracy)"}
-METHODS = ("ft", "kd", "cr_ild")
+TASKS = {
+    "sample/cola_2k": "CoLA, 2,000 (MCC)",
+    "sample/stsb_1k": "STS-B, 1,000 (Pearson-Spearman)",
+    "sample/qnli_1k": "QNLI, 1,000 (accuracy)",
+    "sample/qnli_1k_noise30": "QNLI, 1,000, 30 % noise (accuracy)",
+    "sample/rte_1k": "RTE, 1,000 (accuracy)",
+}
+METHODS = ("ft", "kd", "pkd", "tinybert", "minilm_v2", "bert_emd", "l_ild", "cr_ild")
 SEEDS = (1, 2, 3)
 NAME = "cpu-grid"
 
