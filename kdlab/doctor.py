@@ -22,7 +22,6 @@ State = Literal["ok", "warn", "problem"]
 
 HUB_SECONDS = 3.0
 FEW_BYTES, TOO_FEW_BYTES = 5 * 10**9, 5 * 10**8  # two models of 110M parameters with checkpoints: 3 GB
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # as /proc/cpuinfo names them; the last one on Arm
 OFFLINE_FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
@@ -136,26 +135,14 @@ def available_cores() -> int:
 def _bf16() -> Check:
     import torch
 
+    from kdlab.engine.device import native_bf16
+
     if torch.cuda.is_available():
         good = torch.cuda.is_bf16_supported(including_emulation=False)
         return Check("bf16", "ok", "the GPU computes in bf16" if good else "not on this GPU: precision=fp16 is quicker")
-    found = [flag for flag in BF16_FLAGS if flag in cpu_flags(Path("/proc/cpuinfo"))]
-    if found:
-        return Check("bf16", "ok", f"the CPU computes in bf16 ({', '.join(found)}): precision=bf16 is quicker")
-    return Check("bf16", "ok", "not seen in this CPU: keep precision=fp32, the default")
-
-
-def cpu_flags(cpuinfo: Path) -> frozenset[str]:
-    """Features of the first core that a Linux `cpuinfo` names; empty where there is no such file."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    named = (line.partition(":") for line in lines)
-    return next(
-        (frozenset(rest.split()) for key, _, rest in named if key.strip() in ("flags", "Features")),
-        frozenset(),
-    )
+    if native_bf16():
+        return Check("bf16", "ok", "the CPU computes in bf16: precision=bf16 is quicker")
+    return Check("bf16", "ok", "not seen in this CPU, where it is very slow: keep precision=fp32, the default")
 
 
 def _libraries() -> Iterator[Check]:

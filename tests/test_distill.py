@@ -388,6 +388,19 @@ def logits(out: Path, data: Path, teacher: Path, **changes: Any) -> list[dict[st
     return MetricsLog.read(out / "metrics.jsonl")
 
 
+@pytest.mark.parametrize("native", [True, False, None])
+def test_bf16_on_a_processor_that_does_not_compute_in_it_is_said(
+    native: bool | None, nli: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "native_bf16", lambda: native)
+    told: list[str] = []
+    context = toy.context(tmp_path)
+    context.note = told.append
+    named = {**COMMON, "max_steps": 1, "precision": "bf16"}
+    finetune(context, data=nli, model=spec(1), fit=FIT, metric="accuracy", select_on="last", **named)
+    assert ["precision=fp32 is quicker here" in text for text in told] == [True] * (native is False)
+
+
 def test_logits_continue_with_the_student_of_the_layers(nli: Path, teacher: Path, tmp_path: Path) -> None:
     layers(tmp_path / "layers", nli, teacher)
     before = load_file(tmp_path / "layers" / "model" / "model.safetensors")

@@ -11,7 +11,9 @@ import filelock
 import pytest
 
 from kdlab import doctor
-from kdlab.doctor import Check, available_cores, compare, cpu_flags, diagnose, show, size
+from kdlab.doctor import Check, available_cores, compare, diagnose, show, size
+from kdlab.engine import device
+from kdlab.engine.device import cpu_flags
 
 
 @pytest.fixture
@@ -121,6 +123,19 @@ def test_cpu_flags_are_whole_words(tmp_path: Path) -> None:
     file.write_text("Features\t: fp asimd bf16\n")
     assert "bf16" in cpu_flags(file)
     assert cpu_flags(tmp_path / "absent") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [({"fpu", "avx2"}, False), ({"fpu", "amx_bf16"}, True), ({"asimd", "bf16"}, True), (set(), None)],
+)
+def test_a_processor_that_computes_in_bf16(
+    flags: set[str], native: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "cpu_flags", lambda _: frozenset(flags))
+    assert device.native_bf16() is native
+    (check,) = [check for check in doctor._torch() if check.name == "bf16"]
+    assert ("very slow" in check.detail) == (not native)
 
 
 def test_versions_are_compared_with_the_ranges() -> None:

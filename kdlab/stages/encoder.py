@@ -247,6 +247,8 @@ def train(
     to keep the last one, or None for a stage without labels, which is not scored. curves: rows that its loss is
     followed on; 0: none.
     """
+    if precision == "bf16" and device.pick_device(context.hardware).type == "cpu" and device.native_bf16() is False:
+        context.note("this processor does not compute in bf16 and is very slow at it: precision=fp32 is quicker here")
     values = dict(fit_values)
     world = device.World.current()
     source = data if texts is None else texts
