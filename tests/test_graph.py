@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -241,6 +242,14 @@ def test_an_explicit_default_is_the_implicit_one(line: str) -> None:
         ("select_on=last", EVERYTHING),  # no rows are held out then
         ("task.max_length=16", EVERYTHING - {"prepare", "prepare_sets"}),
         ("task.few.examples=100", EVERYTHING),
+        ("task.few.examples=100 task.few.balanced=true task.few.teacher=own", EVERYTHING),
+        ("task.noise.rate=0.2", EVERYTHING),
+        ("task.imbalance.ratio=2", EVERYTHING),
+        ("method.layers.layer_map=uniform", TAUGHT),
+        ("method.layers.relation_divergence=mse", TAUGHT),
+        ("method.layers.projection=always", TAUGHT),
+        ("curves=8", EVERYTHING - {"prepare", "tokenise"} - SETS),
+        ("task.metrics=[macro_f1]", set()),  # every metric is computed; these are shown
         ("method.weak_teacher=warn", {"vet"}),
         ("tracking=none", set()),
         ("hardware.eval_batch=8 hardware.checkpoint_seconds=1", set()),
@@ -250,6 +259,53 @@ def test_an_explicit_default_is_the_implicit_one(line: str) -> None:
 )
 def test_a_change_rekeys_what_it_can_change(line: str, labels: set[str]) -> None:
     assert changed(line) == labels
+
+
+def test_evaluation_sets_train_nothing_anew() -> None:
+    """glue/mnli and glue/ax differ in them: they share a teacher, and a student."""
+    with_test, without = (fingerprints(planned(line)) for line in ("", "task.splits.test=null"))
+    assert with_test.keys() - without.keys() == SETS
+    assert {label for label in without if with_test[label] != without[label]} == {
+        *("evaluate_teacher", "evaluate_student", "vet")
+    }
+
+
+def test_a_supplement_is_a_matter_of_the_layer_stage() -> None:
+    plain, other, few = (
+        fingerprints(planned(line))
+        for line in ("", "task@supplement=demo/nli", "task@supplement=demo/nli supplement.few.examples=9")
+    )
+    assert few.keys() - plain.keys() == {"prepare_supplement", "tokenise_supplement"}
+    for changed_one in (other, few):
+        assert {label for label in plain if plain[label] != changed_one[label]} == TAUGHT
+    assert other["layers"] != few["layers"]
+    kd = [fingerprints(planned(f"method=kd {line}")) for line in ("", "task@supplement=demo/nli")]
+    assert kd[0] == kd[1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "method=l_ild method.layers.transport.separate=false",
+        "method=l_ild method.layers.consistency.decay=0.5",
+        "method=kd method.logits.mixed.target=clean",
+        "method=kd task.noise.seed=5",
+        "method=kd task.imbalance.seed=5",
+    ],
+)
+def test_settings_of_what_is_off_are_no_part_of_the_identity(line: str) -> None:
+    """They are refused on the command line; a preset may hold them."""
+    method, _, rest = line.rpartition(" ")
+    (job,) = compose.jobs(shlex.split(f"task=demo/nli model=tiny {method}")).jobs
+    before = fingerprints(methods.plan(job.run, Pins()))
+    *path, name = rest.partition("=")[0].split(".")
+    value = {"separate": False, "decay": 0.5, "target": "clean", "seed": 5}[name]
+    node: Any = job.run
+    for part in path:
+        node = getattr(node, part)
+    assert getattr(node, name) != value
+    setattr(node, name, value)
+    assert fingerprints(methods.plan(job.run, Pins())) == before
 
 
 def test_rows_per_forward_pass_are_in_the_identity_only_where_examples_are_mixed() -> None:

@@ -117,6 +117,76 @@ def test_a_sweep_lists_what_its_jobs_share_once(lab: Lab, tmp_path: Path) -> Non
     assert labels.count("student") == 2 and labels.count("layers") == 2 and labels.count("logits") == 4
 
 
+MAPS = {
+    "method=cr_ild": ["layers: layer map last: student <- teacher", " 2 <-  4  attention, hidden"],
+    "method=tinybert": [
+        "layers: layer map uniform: student <- teacher",
+        " 2 <-  4  attention, hidden",
+        " 1 <-  2  attention, hidden",
+        " 0 <-  0  embedding",
+    ],
+    "method=pkd": ["joint: layer map skip: student <- teacher", " 1 <-  2  patient"],
+    "method=pkd method.joint.layer_map=top": ["joint: layer map top: student <- teacher", " 1 <-  3  patient"],
+    "method=lti": ["joint: layer map last_to_all: student <- teacher", " 2 <-  4  patient", " 1 <-  4  patient"],
+    "method=bert_emd": [
+        "layers: layer map transport: student <- teacher",
+        "1..2 <- 1..4, as the transport decides: attention, hidden",
+        " 0 <-  0  embedding",
+    ],
+    "method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1:1,2:3]": [
+        "layers: layer map pairs: student <- teacher",
+        " 2 <-  3  attention, hidden",
+        " 1 <-  1  attention, hidden",
+    ],
+}
+
+
+@pytest.mark.parametrize("line", MAPS)
+def test_the_layer_map_is_drawn(line: str, lab: Lab) -> None:
+    done = lab.command(f"plan {DEMO} {line}")
+    assert done.code == 0, done.err
+    first, *rest = MAPS[line]
+    shown = done.out.splitlines()
+    place = shown.index(first)
+    assert shown[place + 1 : place + 1 + len(rest)] == [f"  {text}" for text in rest]
+    assert shown[place + 1 + len(rest)].startswith("~")
+
+
+def test_a_sweep_says_once_what_its_jobs_say_alike(lab: Lab) -> None:
+    line = "task.few.examples=100 task.few.teacher=own task.noise.rate=0.3 seed=1,2"
+    done = lab.command(f"plan -m {DEMO} method=u_ild,l_ild {line}")
+    assert done.code == 0, done.err
+    assert done.out.count("prepare (of 2): few: 100 examples; teacher on its own 100 (seed 42)") == 1
+    assert "  noise: 30 % of training labels changed (seed 0); teacher on noisy labels" in done.out
+    assert "layers (of 2): layer map uniform" in done.out and "layers (of 2): layer map last" in done.out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (
+            "method=minilm_v2 method.layers.relation_heads=7",
+            "method.layers.relation_heads=7: does not divide 64, the w",
+        ),
+        ("method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1:5]", "its teacher 1 to 4"),
+        ("method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1-5]", "not of the form STUDENT:TEACHER"),
+        ("method=l_ild method.layers.layer_map=pairs", "layer_map=pairs needs the pairs"),
+        ("method=pkd model.student.config.num_hidden_layers=1", "leaves out the last layer, so the student needs two"),
+        ("method=joint model.student.config.num_attention_heads=2", "method.joint.relations: attention is compared"),
+        (
+            "method=minilm_v2 method.layers.relation_heads=0 model.student.config.num_attention_heads=2",
+            "relation_heads, a",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_two_models(line: str, says: str) -> None:
+    assert any(says in problem for problem in problems(f"{DEMO} {line}"))
+
+
+def test_relation_heads_allow_other_head_counts() -> None:
+    assert planned(f"{DEMO} method=minilm_v2 model.student.config.num_attention_heads=2")
+
+
 def test_what_could_not_be_looked_up_is_unpinned(lab: Lab) -> None:
     done = lab.command("plan method=cr_ild task=glue/rte model=bert_base_to_6")
     assert done.code == 0

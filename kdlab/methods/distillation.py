@@ -1,19 +1,25 @@
 """Layer distillation: fine-tune a teacher, distil its layers into a student, distil its logits.
 
+One objective, many published methods: each preset in `conf/method/` is a point in the space of `config.LayerFit`,
+`config.LogitFit` and `config.JointFit`, and opens with its own paper, what is identical, and its own departures.
+
 Papers
     cr_ild   Ko, Park, Jeong, Hong, Ahn, Chang, Yun: "Revisiting Intermediate Layer Distillation for Compressing
              Language Models: An Overfitting Perspective", Findings of EACL 2023, arXiv 2302.01530. Official code:
-             jongwooko/CR-ILD at f876f67.
-    kd       Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
-    ft       fine-tuning, no teacher.
+             jongwooko/CR-ILD at f876f67. Also l_ild, u_ild, lti, joint, mixcons, pkd_official, cr_ild_official.
+    kd       Hinton, Vinyals, Dean, 2015, arXiv 1503.02531.       ft        fine-tuning, no teacher.
+    pkd      Sun et al., EMNLP 2019, arXiv 1908.09355.            tinybert  Jiao et al., EMNLP 2020, arXiv 1909.10351.
+    minilm   Wang et al., NeurIPS 2020, arXiv 2002.10957.         minilm_v2 Wang et al., ACL 2021, arXiv 2012.15828.
+    bert_emd Li et al., EMNLP 2020, arXiv 2010.06133.             mixkd     Liang et al., ICLR 2021, arXiv 2011.00593.
 
-Identical to the official code: the relation cross entropy and the hidden-state error, last layer, on inputs mixed
-after the embedding block with the reversed batch and the union mask; the consistency terms and their ramp; logit
-distillation at temperature 2 without hard labels; the two stages, their learning rates, batch sizes and epochs.
+Identical to the official code of CR-ILD: the relation cross entropy and the hidden-state error, on inputs mixed after
+the embedding block with the reversed batch and the union mask; the consistency terms and their ramp; [CLS] vectors,
+transport and its weights; logit distillation at temperature 2 without hard labels; the stages, their learning rates,
+batch sizes and epochs.
 
-Departures of `cr_ild` (`cr_ild_official` takes back those marked *)
-    1. * Relations and hidden states are averaged over valid rows, not over padded ones too (pad_rows).
-    2. * Attention and hidden states are distilled, with consistency: the reading of the paper. The released script
+Departures of all presets from it (the presets on `base/official` take back those marked *)
+    1. * Relations and states are averaged over valid rows, not over padded ones too (pad_rows).
+    2. * `cr_ild` distils attention and hidden states, with consistency: the reading of the paper. The released script
        distils query, key and value relations, and its consistency terms contribute nothing (D1).
     3. * The teacher term sees the keys of the union mask, like the encoder (D7).
     4. * CoLA and SST-2 are cut at 64 tokens, as intended (D9); batches are padded to their longest row.
@@ -23,6 +29,8 @@ Departures of `cr_ild` (`cr_ild_official` takes back those marked *)
     8. * Stock classification heads; the official ones have a ReLU and no dropout before the classifier.
     9. * No linear map on student states of the teacher's width; the official one is always there.
    10. Batches hold rows of like length; the mixing partner is random among those of the batch.
+   11. Each stage's loss is followed on a sample of train and dev (`curves`); the official layer stage is never
+       evaluated, since its evaluation would leave dropout off (D6). Here nothing of the training changes by it.
 
 Run it: kdlab train method=cr_ild task=glue/rte
 """
@@ -331,10 +339,10 @@ def draw(fit: LayerFit, student_layers: int, teacher_layers: int) -> list[str]:
     of_pairs = [name for name in fit.relations if name != "embedding"]
     lines = [f"layer map {fit.layer_map}: student <- teacher"]
     if fit.layer_map == "transport":
-        lines.append(f"  1..{student_layers} <- 1..{teacher_layers}, as the transport decides: {_listed(of_pairs)}")
+        lines.append(f"1..{student_layers} <- 1..{teacher_layers}, as the transport decides: {_listed(of_pairs)}")
     else:
-        lines += [f"  {ours:2} <- {theirs:2}  {_listed(of_pairs)}" for ours, theirs in reversed(pairs) if of_pairs]
-    return lines + (["   0 <-  0  embedding"] if "embedding" in fit.relations else [])
+        lines += [f"{ours:2} <- {theirs:2}  {_listed(of_pairs)}" for ours, theirs in reversed(pairs) if of_pairs]
+    return lines + ([" 0 <-  0  embedding"] if "embedding" in fit.relations else [])
 
 
 def _fit(fit: Fit) -> dict[str, Any]:

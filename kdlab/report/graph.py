@@ -35,7 +35,7 @@ def plan_table(graph: Graph, store: Store, fresh: Sequence[str]) -> Table:
     """Each stage: cached or to run, needed by whom, steps, tokens, estimated time and disk; then the sum."""
     found = states(graph, store, list(fresh))
     speed = _speed(store)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("stage", "state", "needed by", "steps", "tokens", "time", "disk MB"):
         left = column in ("stage", "state", "needed by")
         table.add_column(column, justify="left" if left else "right", no_wrap=column != "needed by")
@@ -83,7 +83,7 @@ def plan_notes(graph: Graph) -> list[str]:
     lines = []
     for (label, notes), times in said.items():
         first, *rest = notes
-        lines += [f"{label}{f' (of {times})' if times > 1 else ''}: {first}", *rest]
+        lines += [f"{label}{f' (of {times})' if times > 1 else ''}: {first}", *(f"  {line}" for line in rest)]
     return lines
 
 
