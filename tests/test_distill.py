@@ -372,6 +372,66 @@ def test_rows_of_one_forward_pass_are_a_value_and_not_placement(nli: Path, teach
     assert not toy.same(weights["one"], weights["halves"])
 
 
+def test_curves_follow_train_and_dev_and_change_nothing(nli: Path, teacher: Path, tmp_path: Path) -> None:
+    """Dropout, mix-up and a moving average go on as if nobody had looked."""
+    objective = {**OBJECTIVE, "consistency": {**CONSISTENCY, "target": "ema"}}
+    for rows in (0, 8):
+        layers(tmp_path / str(rows), nli, teacher, objective=objective, curves=rows)
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("0", "8")]
+    assert toy.same(*weights)
+    history = json.loads((tmp_path / "8" / "history.json").read_text())
+    assert json.loads((tmp_path / "0" / "history.json").read_text())["curves"] == []
+    curves, steps = history["curves"], history["last_step"]
+    assert [point["step"] for point in curves] == sorted({0, *range(1, steps + 1)})  # six steps: each of them
+    assert curves[0]["epoch"] == 0.0 and curves[-1]["epoch"] == 2.0
+    assert all(point["losses"].keys() == {"train", "dev"} and point["scores"] == {} for point in curves)
+    assert curves[-1]["losses"]["train"] < curves[0]["losses"]["train"]
+    logged = [point for point in MetricsLog.read(tmp_path / "8" / "metrics.jsonl") if "curve/dev/loss" in point]
+    assert [point["curve/dev/loss"] for point in logged] == [point["losses"]["dev"] for point in curves]
+
+
+def test_curves_of_a_labelled_stage_have_scores(nli: Path, teacher: Path, tmp_path: Path) -> None:
+    logits(tmp_path, nli, teacher, curves=1000)
+    history = json.loads((tmp_path / "history.json").read_text())
+    last, judged = history["curves"][-1], history["evaluations"][-1]
+    assert last["step"] == judged["step"]
+    assert last["scores"]["dev"] == judged["scores"]["dev"]  # all rows of dev
+    assert set(last["scores"]) == {"train", "dev"} and set(last["scores"]["train"]) == set(judged["scores"]["dev"])
+
+
+def test_curves_of_a_supplement_are_of_its_rows(nli: Path, teacher: Path, tmp_path: Path) -> None:
+    """Train is what is trained on, dev is the task's."""
+    texts = encoded(
+        tmp_path / "texts",
+        source={"demo": "nli", "config": None},
+        splits={"train": "validation", "dev": "test"},
+        text=["premise", "hypothesis"],
+        label="label",
+        labels=["entailment", "neutral", "contradiction"],
+        kind="classification",
+        rows=20,
+    )
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    layers(plain, nli, teacher, curves=8)
+    layers(other, nli, teacher, curves=8, supplement=texts)
+    first = [json.loads((folder / "history.json").read_text())["curves"][0]["losses"] for folder in (plain, other)]
+    assert first[0]["dev"] == first[1]["dev"] and first[0]["train"] != first[1]["train"]
+    model = load_file(other / "model" / "model.safetensors")
+    assert not toy.same(model, load_file(plain / "model" / "model.safetensors"))
+    assert model["classifier.weight"].shape[0] == 3
+
+
+def test_a_teacher_before_fine_tuning(nli: Path, teacher: Path, tmp_path: Path) -> None:
+    """`base` and its seed make the very model that the fine-tuning starts from."""
+    untouched = untrained(tmp_path / "teacher", nli, spec(4), seed=9)
+    layers(tmp_path / "from_artifact", nli, untouched)
+    context = toy.context(tmp_path / "from_values")
+    named: dict[str, Any] = {"student": spec(2), "fit": FIT, "objective": OBJECTIVE, "forward_rows": 16, **COMMON}
+    distill_layers(context, data=nli, base=spec(4), base_seed=9, **named)
+    found = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("from_artifact", "from_values")]
+    assert toy.same(*found)
+
+
 # the stage of logits -----------------------------------------------------------------------------------------------
 
 
