@@ -30,6 +30,7 @@ usage: kdlab VERB ...
   list        what there is to choose from: kdlab list methods|tasks|models|hardware|experiments
   doctor      look at device, versions, Hub, wandb and store, each problem with its fix
   store       the artifacts: kdlab store ls|verify|prune
+  analyze     how much finished runs overfit: curves, loss surface, noise on weights, distance to the teacher
   sync        send finished runs to Weights & Biases: kdlab sync outputs/runs/*
   completion  shell completion: eval "$(kdlab completion bash)"
 
@@ -348,7 +349,7 @@ def show_plan(words: list[str]) -> int:
     from kdlab.artifacts import Store
     from kdlab.graph import Graph, Stage
     from kdlab.methods import plan
-    from kdlab.report.graph import plan_table
+    from kdlab.report.graph import plan_notes, plan_table
 
     if compose.hydra_passthrough(words):
         return 0
@@ -363,7 +364,10 @@ def show_plan(words: list[str]) -> int:
     console = Console(highlight=False)
     if composition.multirun:
         console.print(f"{len(composition.jobs)} jobs; what they share is listed once")
-    console.print(plan_table(Graph.of(targets), Store(run.store), run.fresh))
+    whole = Graph.of(targets)
+    console.print(plan_table(whole, Store(run.store), run.fresh))
+    for line in plan_notes(whole):
+        console.print(line, markup=False, soft_wrap=True)
     for note in dict.fromkeys(pinned.note for pinned in pins().known.values() if pinned.note):
         console.print(f"unpinned: {note}", markup=False, soft_wrap=True)
     console.print("~ is an estimate, or known only when the data is prepared", soft_wrap=True)
@@ -489,6 +493,66 @@ def store(words: list[str]) -> int:
     return 0
 
 
+def analyze(words: list[str]) -> int:
+    arguments = parser("analyze", "How much finished runs overfit: numbers in analysis.json, plots, and tables.")
+    arguments.add_argument("runs", nargs="+", type=Path, help="folders of runs, or of a sweep")
+    arguments.add_argument("--what", default="", metavar="NAMES", help="of gap,surface,noise,distance; default: all")
+    arguments.add_argument(
+        "--rows", type=int, help="that each part looks at; default: surface 64, noise 300, distance 128"
+    )
+    arguments.add_argument("--points", type=int, default=11, help="of the surface in each direction; odd")
+    arguments.add_argument("--span", type=float, default=1.0, help="of the surface: from -SPAN to SPAN")
+    arguments.add_argument("--draws", type=int, default=3, help="of noise at each scale")
+    arguments.add_argument("--seed", type=int, default=0, help="of rows, directions and noise")
+    arguments.add_argument("--out", type=Path, help="default: RUN/analysis; of several runs outputs/analysis/NAME")
+    arguments.add_argument("--store", help="where the runs' artifacts are; default: as each run says")
+    arguments.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    given = arguments.parse_args(words)
+
+    from rich.console import Console
+
+    from kdlab import runner, study
+    from kdlab.artifacts import Store
+    from kdlab.config import Hardware
+    from kdlab.engine.progress import Display
+    from kdlab.graph import Graph
+    from kdlab.report import study as report
+
+    numbers_of = {name: getattr(given, name) for name in ("rows", "points", "span", "draws", "seed")}
+    settings = study.Settings.of(given.what, **numbers_of)
+    subjects, left_out = study.open_all([run_folders(folder) for folder in given.runs])
+    console = Console(highlight=False)
+    for line in left_out:
+        console.print(f"left out: {line}", markup=False, soft_wrap=True)
+    planned, stores = {}, {}
+    for subject in subjects:
+        prefix = f"{subject.name}/" if len(subjects) > 1 else ""
+        planned[subject.folder] = study.plan(subject, settings, prefix=prefix)
+        stores[subject.folder] = Store(given.store or subject.config["store"])
+        study.require(subject, planned[subject.folder], settings, stores[subject.folder])
+    hardware = Hardware(name="analyze", threads=max(0, given.threads))
+    for store in {store.root: store for store in stores.values()}.values():
+        graph = study.alone([planned[folder] for folder, own in stores.items() if own.root == store.root])
+        with store.locked(f"run-{graph.identity()[:16]}"), Display(console=console) as screen:
+            runner.run(graph, store, hardware=hardware, fresh=[], renewed=(), screen=screen, **_silent())
+    found = {
+        subject.folder: report.numbers(subject, planned[subject.folder], settings, stores[subject.folder])
+        for subject in subjects
+    }
+    places = report.placed(subjects, found)
+    out = given.out or study.default_folder(given.runs, subjects)
+    targets = {stage.artifact: stage for stages in planned.values() for stage in stages.values()}
+    plots = report.write(places, settings, out, Graph.of(targets).describe())
+    for table in report.tables(places):
+        console.print(table)
+    for line in report.remarks(found.values()):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(
+        f"numbers: {out / 'analysis.json'}   plots: {len(plots)} files beside it", markup=False, soft_wrap=True
+    )
+    return 0
+
+
 def sync(words: list[str]) -> int:
     arguments = parser("sync", "Send runs to Weights & Biases, each as one run, from its metrics.jsonl.")
     arguments.add_argument("runs", nargs="+", type=Path, help="folders of runs, or of a sweep")
@@ -532,6 +596,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "list": show_list,
     "doctor": doctor,
     "store": store,
+    "analyze": analyze,
     "sync": sync,
     "completion": completion,
 }

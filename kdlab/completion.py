@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "list": tuple(catalog.GROUPS),
     "doctor": (),
     "store": ("ls", "verify", "prune"),
+    "analyze": (),
     "sync": (),
     "completion": ("bash", "zsh"),
 }

@@ -131,9 +131,11 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def used_artifacts(outputs: Path) -> set[str]:
-    """Names of the artifacts that the runs below a folder are made of."""
+    """Names of the artifacts that the runs below a folder, and what was analyzed of them, are made of."""
     used: set[str] = set()
-    for file in [*outputs.glob("runs/*/graph.json"), *outputs.glob("sweeps/*/*/graph.json")]:
+    runs = [*outputs.glob("runs/*/"), *outputs.glob("sweeps/*/*/")]
+    studies = [*outputs.glob("analysis/*/"), *(run / "analysis" for run in runs)]
+    for file in [folder / "graph.json" for folder in [*runs, *studies]]:
         try:
             used |= {stage["artifact"] for stage in json.loads(file.read_text(encoding="utf-8"))}
         except (OSError, ValueError, KeyError, TypeError):

@@ -15,6 +15,7 @@ import pytest
 from kdlab import __version__, catalog, cli
 from kdlab.artifacts import Store
 from kdlab.errors import TrainingError
+from kdlab.rundir import used_artifacts
 from lab import PAIR, TINY, Lab, points, read, run_folder
 from wandb_file import read as read_wandb
 
@@ -268,6 +269,15 @@ def test_a_failing_job_stops_no_other(lab: Lab, even: str, tmp_path: Path) -> No
 
 
 # the store
+
+
+def test_what_runs_and_their_analyses_are_made_of_is_used(tmp_path: Path) -> None:
+    folders = ("runs/a", "runs/a/analysis", "sweeps/s/job", "sweeps/s/job/analysis", "analysis/both")
+    for number, folder in enumerate((*folders, "elsewhere/x")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "graph.json").write_text(json.dumps([{"artifact": f"stage-{number}"}]))
+    (tmp_path / "runs" / "a" / "torn").mkdir()
+    assert used_artifacts(tmp_path) == {f"stage-{number}" for number in range(len(folders))}
 
 
 def test_store_ls_verify_prune(lab: Lab, even: str, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from kdlab.config import Distillation, Encoder, Fit, LayerFit, Mixed, Run
+from kdlab.config import Distillation, Encoder, Fit, LayerFit, LogitFit, Mixed, Run
 from kdlab.errors import ConfigError, KdlabError
 from kdlab.graph import Graph, Stage, Work
 from kdlab.methods.data import Data, data_stages
@@ -168,7 +168,7 @@ class _Builder:
                 **guide,
                 "student": values,
                 "fit": {**_fit(fit), "eval_steps": 0, "patience": 0},
-                "objective": _layer_objective(fit),
+                "objective": stage_objective(fit),
                 "seed": self.run.seed,
                 **self.coupled(fit, _couples(fit)),
                 **self.common,
@@ -185,16 +185,13 @@ class _Builder:
         fit = self.method.logits
         values, places = self.model("student", "student")
         start = {"student": values} if layers is None else {}
-        objective = _but_fit(fit)
-        if not fit.mixed.mixup:
-            objective["mixed"] = asdict(Mixed())
         return Stage(
             "kdlab.stages.distill:distill_logits",
             "logits",
             values={
                 **start,
                 "fit": _fit(fit),
-                "objective": objective,
+                "objective": stage_objective(fit),
                 "seed": self.run.seed,
                 **self.coupled(fit, fit.mixed.mixup > 0),
                 **self.selected,
@@ -216,7 +213,7 @@ class _Builder:
             values={
                 "student": values,
                 "fit": _fit(fit),
-                "objective": _layer_objective(fit),
+                "objective": stage_objective(fit),
                 "seed": self.run.seed,
                 **self.coupled(fit, _couples(fit)),
                 **self.selected,
@@ -349,21 +346,26 @@ def _fit(fit: Fit) -> dict[str, Any]:
     return {name: getattr(fit, name) for name in FIT_FIELDS}
 
 
-def _but_fit(fit: Fit) -> dict[str, Any]:
-    return {name: value for name, value in asdict(fit).items() if name not in FIT_FIELDS}
-
-
-def _layer_objective(fit: LayerFit) -> dict[str, Any]:
-    """What enters the identity: without the settings of what is off."""
-    objective, default = _but_fit(fit), LayerFit()
-    objective.pop("teacher")
-    if not (fit.mixup and fit.consistency.weight):
-        objective["consistency"] = {**asdict(default.consistency), "terms": []}
-    if fit.layer_map != "transport":
-        objective["transport"] = asdict(default.transport)
-    if fit.layer_map != "pairs":
-        objective["pairs"] = []
-    return objective
+def stage_objective(fit: LayerFit | LogitFit) -> dict[str, Any]:
+    """What a stage learns, as plain values: without how it is trained, and with what is off at its default."""
+    objective = {name: value for name, value in asdict(fit).items() if name not in FIT_FIELDS}
+    if isinstance(fit, LogitFit):
+        if not fit.mixed.mixup:
+            objective["mixed"] = asdict(Mixed())
+        return objective
+    default = asdict(LayerFit())
+    default["consistency"]["terms"] = []
+    used = {
+        "teacher": False,  # tells which inputs the stage has
+        "consistency": bool(fit.mixup and fit.consistency.weight),
+        "transport": fit.layer_map == "transport",
+        "pairs": fit.layer_map == "pairs",
+        "relation_divergence": bool(set(fit.relations) - {"hidden", "embedding", "patient"}),
+        "hidden_divergence": bool(set(fit.relations) & {"hidden", "embedding", "patient"}),
+        "relation_heads": bool(set(fit.relations) & {"query", "key", "value"}),
+        "normalise": "patient" in fit.relations,
+    }
+    return {**objective, **{name: default[name] for name, needed in used.items() if not needed}}
 
 
 def _couples(fit: LayerFit) -> bool:

@@ -1,0 +1,337 @@
+"""What `kdlab analyze` leaves of the overfitting study: analysis.json, plots, and tables for the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from kdlab import provenance
+from kdlab.artifacts import Store, disk_errors, write_json
+from kdlab.graph import Stage
+from kdlab.report.summary import hundredfold, metric_name
+from kdlab.study import ANALYSES, Settings, Subject, grouped
+
+Numbers = dict[str, Any]  # of one run
+FILES = {"surface": "surface.json", "noise": "noise.json", "distance": "distance.json"}
+
+DEFINITIONS = {
+    "gap": "Mean loss of a stage's own objective, without mixed inputs and dropout, on fixed rows of train and of dev; "
+    "gap = dev - train, at the last point and at the point nearest to the selected checkpoint. With a supplement the "
+    "layer stage's train rows are the supplement's. Gaps of one objective can be compared, losses of two can't.",
+    "labels": "Loss of the finished student with the hard labels (cross entropy in nats, or squared error): train on "
+    "the rows of the surface (with their noise, if the task has any), dev on the rows of the noise study.",
+    "surface": "L(a, b) = hard-label loss on train rows at weights w + a*u + b*v; u, v Gaussian, every filter (row of "
+    "a weight matrix) scaled to the norm of the student's filter, biases and normalisation layers fixed (Li et al. "
+    "2018, section 4). loss[i][j] is at a = axis[i], b = axis[j].",
+    "mean_rise": "Mean of L(a, b) - L(0, 0) over the grid's points with 0 < sqrt(a^2 + b^2) <= span. Lower is flatter.",
+    "flat_area": "Share of the square [-span, span]^2 in which L(a, b) - L(0, 0) < tolerance, L bilinear between the "
+    "grid's points. Higher is flatter.",
+    "profile": "Mean of L - L(0, 0) on circles around the student, L bilinear between the grid's points.",
+    "noise": "Score and hard-label loss on dev with Gaussian noise on every weight, of standard deviation scale * root "
+    "mean square of the weight tensor; mean and sample deviation over the draws, scale 0 being the student itself.",
+    "attention": "KL(teacher || student) of attention rows in nats: mean over heads, valid query rows, examples.",
+    "hidden": "sum |h_S - h_T|^2 / sum |h_T|^2 over valid tokens; h_S through the layer stage's projection, if it left "
+    "one (projected).",
+    "cka": "1 - linear CKA of token states, features centred over all valid tokens (Kornblith et al. 2019).",
+    "ratio": "Distance on dev / distance on train; above 1 the student is nearer to its teacher where it was trained.",
+    "deviation": "Sample standard deviation over the runs of a group, which differ in their seed only.",
+}
+
+
+# numbers -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(subject: Subject, stages: Mapping[str, Stage], settings: Settings, store: Store) -> Numbers:
+    """All that was found about one run, from the artifacts of its analyses."""
+    config, metric = subject.config, subject.metric
+    found: Numbers = {
+        "run": subject.name,
+        "folder": str(subject.folder),
+        "method": config["method"]["name"],
+        "task": config["task"]["name"],
+        "model": config["model"]["name"],
+        "seed": subject.seed,
+        "metric": metric,
+        "selected": subject.result["scores"].get("dev", {}).get(metric, {}).get("selected"),
+        "majority": subject.result.get("majority", {}).get("dev", {}).get(metric),
+        "artifacts": {"student": subject.student.artifact, "data": subject.data.artifact}
+        | ({} if subject.teacher is None else {"teacher": subject.teacher.artifact})
+        | {name: stage.artifact for name, stage in stages.items()},
+    }
+    if "gap" in settings.analyses:
+        found["gap"] = [curve for stage in subject.trained if (curve := followed(stage, store)) is not None]
+    found |= {name: _read(store.path(stage.artifact) / FILES[name]) for name, stage in stages.items()}
+    found["notes"] = notes(subject, found, settings)
+    found["figures"] = figures(found)
+    return found
+
+
+def followed(stage: Stage, store: Store) -> dict[str, Any] | None:
+    """The curves of a trained stage; None where it was trained without, or before there were any."""
+    history = _read(store.path(stage.artifact) / "history.json")
+    points = history.get("curves")
+    if not points:
+        return None
+    steps = [point["step"] for point in points]
+    nearest = min(range(len(steps)), key=lambda number: abs(steps[number] - history["selected_step"]))
+    losses = {split: [point["losses"][split] for point in points] for split in points[0]["losses"]}
+
+    def at(number: int) -> dict[str, Any]:
+        values = {split: curve[number] for split, curve in losses.items()}
+        return {"step": steps[number], **values, "gap": values["dev"] - values["train"]}
+
+    return {
+        "stage": stage.label,
+        "artifact": stage.artifact,
+        "steps": steps,
+        "epochs": [point["epoch"] for point in points],
+        "losses": losses,
+        "scores": [point["scores"] for point in points],
+        "selected_step": history["selected_step"],
+        "selected": at(nearest),
+        "last": at(len(points) - 1),
+    }
+
+
+def notes(subject: Subject, found: Numbers, settings: Settings) -> list[str]:
+    """What the numbers of this run leave out or do not say, and why."""
+    told = []
+    if None not in (found["selected"], found["majority"]) and found["selected"] <= found["majority"]:
+        told.append("the student is no better than the majority class: how flat and robust it is says little")
+    if "gap" in found:
+        absent = {stage.label for stage in subject.trained} - {curve["stage"] for curve in found["gap"]}
+        if absent:
+            told.append(f"no curves of {', '.join(sorted(absent))}: trained with curves=0, or by an older kdlab")
+    if "distance" in settings.analyses and subject.teacher is None:
+        told.append("no distance: the run has no teacher")
+    if found.get("distance", {}).get("no_attention"):
+        told.append(f"no distance of attention: {found['distance']['no_attention']}")
+    if "distance" in found and subject.layers is not None and "teacher" not in subject.layers.inputs:
+        told.append("the layer stage learned from the teacher before fine-tuning; distances are to the fine-tuned one")
+    if "noise" in found and found["noise"]["rows"] < found["noise"]["of"]:
+        told.append(f"noise on {found['noise']['rows']} of {found['noise']['of']} dev rows")
+    return told
+
+
+def remarks(found: Iterable[Numbers]) -> list[str]:
+    """The notes of all runs, each once, with the runs it is about unless these are all."""
+    runs = list(found)
+    by_text: dict[str, list[str]] = {}
+    for run in runs:
+        for text in run["notes"]:
+            by_text.setdefault(text, []).append(run["run"])
+    told = []
+    for text, names in by_text.items():
+        more = f" and {len(names) - 1} more of {len(runs)} runs" if len(names) > 1 else ""
+        told.append(f"note: {text}" + ("" if len(names) == len(runs) else f" ({names[0]}{more})"))
+    return told
+
+
+def figures(found: Numbers) -> dict[str, float]:
+    """The numbers that are averaged over seeds, flat and by name."""
+    flat: dict[str, float] = {}
+    for curve in found.get("gap", ()):
+        for point in ("selected", "last"):
+            flat |= {f"gap.{curve['stage']}.{point}.{name}": curve[point][name] for name in ("train", "dev", "gap")}
+    if "surface" in found:
+        flat |= {f"surface.{name}": found["surface"][name] for name in ("mean_rise", "flat_area")}
+        flat["labels.train"] = found["surface"]["center"]
+    if "noise" in found:
+        for name in ("score", "loss"):
+            for scale, level in zip(found["noise"]["scales"], found["noise"][name], strict=True):
+                flat[f"noise.{name}.{scale:g}"] = level["mean"]
+        flat["labels.dev"] = flat["noise.loss.0"]
+    if {"labels.train", "labels.dev"} <= flat.keys():
+        flat["labels.gap"] = flat["labels.dev"] - flat["labels.train"]
+    for which, splits in found.get("distance", {}).get("students", {}).items():
+        for number, (i, j) in enumerate(found["distance"]["pairs"]):
+            for measure in ("attention", "hidden", "cka"):
+                train, dev = (splits[split][measure][number] for split in ("train", "dev"))
+                if train is None or dev is None:
+                    continue
+                where = f"distance.{which}.{i}-{j}.{measure}"
+                flat |= {f"{where}.train": train, f"{where}.dev": dev}
+                if train > 1e-9:
+                    flat[f"{where}.ratio"] = dev / train
+    return flat
+
+
+def averaged(runs: Sequence[Numbers]) -> dict[str, dict[str, float]]:
+    """Mean and sample deviation over runs, of the figures that all of them have."""
+    names = [name for name in runs[0]["figures"] if all(name in run["figures"] for run in runs)]
+    found = {}
+    for name in names:
+        values = [run["figures"][name] for run in runs]
+        found[name] = {
+            "mean": statistics.fmean(values),
+            "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+        }
+    return found
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# files -------------------------------------------------------------------------------------------------------------
+
+Places = dict[tuple[str, str], dict[str, list[Numbers]]]  # (task, model) -> group -> runs
+
+
+def placed(subjects: Sequence[Subject], found: Mapping[Path, Numbers]) -> Places:
+    """Runs by task and model, since only those of one can be compared, and there by what they differ in but seeds."""
+    places: dict[tuple[str, str], list[Subject]] = {}
+    for subject in subjects:
+        places.setdefault((subject.config["task"]["name"], subject.config["model"]["name"]), []).append(subject)
+    return {
+        place: {label: [found[one.folder] for one in group] for label, group in grouped(inner).items()}
+        for place, inner in places.items()
+    }
+
+
+def write(places: Places, settings: Settings, out: Path, described: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write the plots, analysis.json and graph.json (what the analyses are made of) into `out`; returns the plots."""
+    with disk_errors("writing the analysis", out):
+        out.mkdir(parents=True, exist_ok=True)
+        drawn = []
+        for place, groups in places.items():
+            suffix = "" if len(places) == 1 else "-" + re.sub(r"\W+", "_", "-".join(place))
+            drawn += _draw(groups, settings, out, suffix)
+        runs = [run for groups in places.values() for own in groups.values() for run in own]
+        write_json(
+            out / "analysis.json",
+            {
+                "settings": asdict(settings),
+                "definitions": DEFINITIONS,
+                "runs": runs,
+                "groups": [
+                    {
+                        "task": task,
+                        "model": model,
+                        "label": label,
+                        "runs": [run["run"] for run in own],
+                        "seeds": [run["seed"] for run in own],
+                        "figures": averaged(own),
+                    }
+                    for (task, model), groups in places.items()
+                    for label, own in groups.items()
+                ],
+                "plots": sorted(path.name for path in drawn),
+                "versions": {**provenance.versions(), "matplotlib": metadata.version("matplotlib")},
+                "git": provenance.git(),
+            },
+        )
+        write_json(out / "graph.json", list(described))
+    return drawn
+
+
+def _draw(groups: Mapping[str, Sequence[Numbers]], settings: Settings, out: Path, suffix: str) -> list[Path]:
+    from kdlab.report import plots
+
+    drawings = {"gap": [("gap", plots.gap)], "surface": [("surface", plots.surface)], "noise": [("noise", plots.noise)]}
+    drawings["distance"] = [("distance", plots.distance), ("similarity", plots.similarity)]
+    drawn = []
+    for analysis in (name for name in ANALYSES if name in settings.analyses):
+        if any(run.get(analysis) for runs in groups.values() for run in runs):
+            for name, draw in drawings[analysis]:
+                drawn += plots.save(draw(groups), out / f"{name}{suffix}")
+    return drawn
+
+
+# tables ------------------------------------------------------------------------------------------------------------
+
+
+def tables(places: Places) -> list[Table]:
+    """For the terminal, one line for each group: mean ± deviation over seeds."""
+    found = []
+    for place, groups in places.items():
+        title = ", ".join(place)
+        rows = {label: averaged(runs) for label, runs in groups.items()}
+        seeds = {label: len(runs) for label, runs in groups.items()}
+        metric = next(run["metric"] for runs in groups.values() for run in runs)
+        found += [
+            table
+            for table in (
+                _loss_table(title, rows, seeds),
+                _flatness_table(title, rows, metric),
+                _distance_table(title, rows),
+            )
+            if table.row_count
+        ]
+    return found
+
+
+Rows = Mapping[str, Mapping[str, Mapping[str, float]]]  # label -> figure -> mean, deviation
+
+
+def _loss_table(title: str, rows: Rows, seeds: Mapping[str, int]) -> Table:
+    table = _table(f"{title}: loss on train and dev", "", "seeds", "loss of", "train", "dev", "gap")
+    for label, row in rows.items():
+        stages = dict.fromkeys(name.split(".")[1] for name in row if name.startswith("gap."))
+        lines = [(f"stage {stage}", f"gap.{stage}.selected") for stage in stages if stage != "teacher"]
+        lines += [("hard labels", "labels")] if any(name.startswith("labels.") for name in row) else []
+        for number, (what, key) in enumerate(lines):
+            values = [_shown(row.get(f"{key}.{name}")) for name in ("train", "dev", "gap")]
+            table.add_row(*([label, str(seeds[label])] if number == 0 else ["", ""]), what, *values)
+    return table
+
+
+def _flatness_table(title: str, rows: Rows, metric: str) -> Table:
+    scales = list(dict.fromkeys(name[12:] for row in rows.values() for name in row if name.startswith("noise.score.")))
+    shaken = f"; {metric_name(metric)} x 100 under weight noise" if scales else ""
+    columns = [f"noise\n{scale}" for scale in scales]
+    table = _table(f"{title}: loss surface{shaken}", "", "mean\nrise", "flat\narea %", *columns)
+    for label, row in rows.items():
+        flat = [_shown(row.get("surface.mean_rise")), _shown(row.get("surface.flat_area"), 100)]
+        scores = [_shown(row.get(f"noise.score.{scale}"), 100) for scale in scales]
+        if any(value != "-" for value in (*flat, *scores)):
+            table.add_row(label, *flat, *scores)
+    return table
+
+
+def _distance_table(title: str, rows: Rows) -> Table:
+    columns = ("attention\nKL", "hidden\nerror", "1 - CKA")
+    table = _table(f"{title}: distance to the teacher, train / dev (ratio)", "", "student", "layers", *columns)
+    for label, row in rows.items():
+        places = dict.fromkeys(tuple(name.split(".")[1:3]) for name in row if name.startswith("distance."))
+        for number, (which, pair) in enumerate(places):
+            cells = [_distance_cell(row, f"distance.{which}.{pair}.{name}") for name in ("attention", "hidden", "cka")]
+            finished = {"layers": "after layers", "student": "finished"}[which]
+            table.add_row(label if number == 0 else "", finished, pair, *cells)
+    return table
+
+
+def _distance_cell(row: Mapping[str, Mapping[str, float]], key: str) -> str:
+    if f"{key}.train" not in row:
+        return "-"
+    train, dev = (f"{row[f'{key}.{split}']['mean']:.3g}" for split in ("train", "dev"))
+    ratio = row.get(f"{key}.ratio")
+    return f"{train} / {dev}" + ("" if ratio is None else f" ({ratio['mean']:.2f})")
+
+
+def _shown(figure: Mapping[str, float] | None, factor: int = 1) -> str:
+    """ "0.653 ± 0.012", or times 100 with one digit; no deviation where there is one seed."""
+    if figure is None:
+        return "-"
+    if factor == 100:
+        mean, deviation = hundredfold(figure["mean"]), hundredfold(figure["deviation"])
+    else:
+        mean, deviation = f"{figure['mean']:.3f}", f"{figure['deviation']:.3f}"
+    return f"{mean} ± {deviation}" if figure["deviation"] else mean
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        left = column in ("", "loss of", "student", "layers")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    return table
