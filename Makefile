@@ -30,7 +30,7 @@ demo: install  ## Train teacher and students on the embedded task and show the t
 	$(DEMO)
 
 test: install  ## Run the tests that need neither the network nor ../shared
-	$(PYTEST) -m "not real"
+	$(PYTEST) -m "not real" --numprocesses auto --dist loadgroup
 
 real: install  ## Run the tests on real data and a real model (they skip where ../shared is absent)
 	$(PYTEST) -m real || [ $$? -eq 5 ]

@@ -39,6 +39,9 @@ def launch(*command: str, folder: Path, processes: int = 2) -> subprocess.Comple
     return done
 
 
+pytestmark = pytest.mark.xdist_group("two processes")
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")

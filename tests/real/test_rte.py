@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from conftest import HubRun
+from conftest import PROJECT, HubRun
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -76,3 +76,38 @@ def test_a_model_that_the_hub_has_not(hub_run: HubRun, tmp_path: Path) -> None:
     assert "the Hub has no such model google-bert/bert-base-uncased" in refused.stderr
     assert "fix:" in refused.stderr and "Traceback" not in refused.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+def test_layers_from_another_task_then_logits_on_this_one(run: Path, hub_run: HubRun) -> None:
+    """MNLI for the layer stage. The local Hub has its training rows only, so dev is cut from them."""
+    supplement = ("task@supplement=glue/mnli", "supplement.splits.dev=null", "supplement.few.examples=200")
+    folder = run.parents[2]
+    done = hub_run(*TRAIN, "method=l_ild", "model=minilm_6_to_3", *supplement, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (found,) = (folder / "outputs" / "runs").glob("l_ild-*")
+    result = json.loads((found / "result.json").read_text())
+    assert "hit   teacher" in done.stdout
+    facts = json.loads(
+        (folder / "outputs" / "artifacts" / result["artifacts"]["prepare_supplement"] / "facts.json").read_text()
+    )
+    assert facts["conditions"]["few"]["examples"] == 200
+    graph = {stage["label"]: stage for stage in json.loads((found / "graph.json").read_text())}
+    assert graph["layers"]["inputs"]["supplement"] == result["artifacts"]["tokenise_supplement"]
+    assert graph["layers"]["inputs"]["data"] == graph["logits"]["inputs"]["data"] == result["artifacts"]["tokenise"]
+
+
+def test_every_preset_on_regression(run: Path, hub_run: HubRun) -> None:
+    """One sweep of all of them on STS-B, with one teacher per head."""
+    presets = sorted(file.stem for file in (PROJECT / "conf" / "method").glob("*.yaml"))
+    folder = run.parents[2]
+    words = (*KDLAB, "train", "-m", f"method={','.join(presets)}", "task=glue/stsb", "model=minilm_6_to_3")
+    done = hub_run(*words, "debug=fast", "tracking=none", "name=presets", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(presets)} of {len(presets)} jobs finished" in done.stdout
+    results = [
+        json.loads(file.read_text()) for file in (folder / "outputs" / "sweeps" / "presets").glob("*/result.json")
+    ]
+    assert sorted(result["run"]["method"] for result in results) == presets
+    assert len({result["artifacts"]["teacher"] for result in results if "teacher" in result["artifacts"]}) == 2
+    wanted = {"pearson_spearman", "pearson", "spearman"}
+    assert all(set(result["scores"]["dev"]) == wanted for result in results)
