@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from kdlab.config import Distillation, Encoder, JointFit, LayerFit, Run, Task, walk
+from kdlab.config import Distillation, Encoder, Fit, JointFit, LayerObjective, Run, Task, walk
 
 TRAINED = ("teacher", "student", "layers", "logits", "joint")  # stages that train, as method.stages names them
 PLANS = (
@@ -76,8 +76,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("method.*.patience", _at_least(0), "must be 0 (never stop early) or more"),
     ("method.*.mixup", _at_least(0), "must be 0 (off) or more"),
     ("method.*.relation_heads", _at_least(0), "must be 0 (the model's own) or more"),
-    ("method.*.layer_weight", _at_least(0), "must be 0 or more"),
-    ("method.*.logit_weight", _at_least(0), "must be 0 or more"),
+    ("method.*.layer_weight", _positive, "must be more than 0; without layers it is method=kd"),
+    ("method.*.logit_weight", _positive, "must be more than 0: nothing else trains the classifier"),
     ("method.*.clean", _at_least(0), "must be 0 or more"),
     ("method.*.mixed.logit", _at_least(0), "must be 0 or more"),
     ("method.*.mixed.label", _at_least(0), "must be 0 or more"),
@@ -149,6 +149,15 @@ def warnings(run: Run) -> list[str]:
                 )
     if "logits" in method.stages and method.logits.alpha == 1 and not method.logits.mixed.mixup:
         found.append("method.logits.alpha=1 leaves the teacher's logits no weight: the stage is plain fine-tuning")
+    mixing: list[tuple[str, Fit, float]] = [(stage, fit, fit.mixup) for stage, fit in _layer_fits(method)]
+    if "logits" in method.stages:
+        mixing.append(("logits", method.logits, method.logits.mixed.mixup))
+    for stage, trained, mixup in mixing:
+        if mixup > 0 and 1 in (trained.batch_size, run.hardware.micro_batch):
+            found.append(
+                f"method.{stage} mixes the rows of a forward pass, of which each has one: a row is mixed with itself; "
+                f"take 2 or more for method.{stage}.batch_size and hardware.micro_batch"
+            )
     if run.supplement is not None and "layers" not in method.stages:
         found.append(
             f"task@supplement={run.supplement.name} has no effect for method={method.name}: it has no stage 'layers'"
@@ -156,7 +165,7 @@ def warnings(run: Run) -> list[str]:
     return found
 
 
-def _layer_fits(method: Distillation) -> Iterator[tuple[str, LayerFit]]:
+def _layer_fits(method: Distillation) -> Iterator[tuple[str, LayerObjective]]:
     """The stages of the method that distil layers."""
     if "layers" in method.stages:
         yield "layers", method.layers
@@ -260,7 +269,7 @@ def _no_effect_of_condition(task: Task, path: str, root: str) -> str | None:
 
 
 UNUSED_OF_A_SUPPLEMENT = (
-    *("metric", "metrics", "noise", "dev_limit", "pad_to_max", "max_length", "epochs", "evaluations"),
+    *("metric", "metrics", "noise", "dev_limit", "pad_to_max", "max_length", "epochs", "evaluations", "heldout"),
 )
 
 
@@ -268,8 +277,10 @@ def _no_effect_in_supplement(task: Task, path: str) -> str | None:
     parts = path.split(".")
     if parts[0] != "supplement":
         return None
-    if parts[1] in UNUSED_OF_A_SUPPLEMENT:
-        return "a supplement (only its texts are used, and cut as those of the task)"
+    if parts[1] in UNUSED_OF_A_SUPPLEMENT or path == "supplement.few.teacher":
+        return "a supplement (only its training texts are used, and cut as those of the task)"
+    if task.kind == "text" and parts[1] in ("few", "imbalance", "label", "labels"):
+        return "supplement.kind=text (it has no labels); for fewer rows set supplement.passages.limit"
     return _no_effect_of_condition(task, path, "supplement")
 
 
@@ -290,7 +301,7 @@ def _no_effect_of_term(run: Run, method: Distillation, path: str) -> str | None:
     return None
 
 
-def _no_effect_of_layer_term(run: Run, fit: LayerFit, root: str, key: str) -> str | None:
+def _no_effect_of_layer_term(run: Run, fit: LayerObjective, root: str, key: str) -> str | None:
     if key.startswith("consistency.") and key != "consistency.weight":
         if fit.consistency.weight == 0:
             return f"{root}.consistency.weight=0"
@@ -298,12 +309,22 @@ def _no_effect_of_layer_term(run: Run, fit: LayerFit, root: str, key: str) -> st
             return f"{root}.consistency.target=student (it keeps no moving average)"
     if key == "relation_mask" and fit.mixup == 0 and fit.relation_mask != "none":
         return f"{root}.mixup=0 (without mixing own and union are the same)"
+    if key == "transport.reset_each_epoch" and not fit.transport.update_weights:
+        return f"{root}.transport.update_weights=false (they never move)"
+    if key == "transport.separate" and len(set(fit.relations) - {"embedding"}) < 2:
+        return f"{root}.relations={_shown(fit.relations)} (there is one relation to transport)"
+    if key in ("layer_map", "pairs") and fit.relations == ["embedding"]:
+        return f"{root}.relations=[embedding] (it has no layers)"
+    if key == "pad_rows" and fit.relations == ["patient"]:
+        return f"{root}.relations=[patient] (it has no padded rows)"
     if key == "pairs" and fit.layer_map != "pairs":
         return f"{root}.layer_map={fit.layer_map}"
     if key.startswith("transport.") and fit.layer_map != "transport":
         return f"{root}.layer_map={fit.layer_map}"
     wanted = {
         "relation_divergence": ("attention", *KEYED),
+        "relation_mask": ("attention", *KEYED),
+        "projection": STATES,
         "relation_heads": KEYED,
         "hidden_divergence": STATES,
         "normalise": ("patient",),
@@ -313,8 +334,8 @@ def _no_effect_of_layer_term(run: Run, fit: LayerFit, root: str, key: str) -> st
     if isinstance(fit, JointFit):
         if key == "regression_scale" and run.task.kind != "regression":
             return f"task={run.task.name} (a {run.task.kind} task)"
-        if key == "temperature" and (fit.alpha == 1 or fit.logit_weight == 0):
-            return f"{root}.alpha={fit.alpha} and {root}.logit_weight={fit.logit_weight} (soft labels have no weight)"
+        if key == "temperature" and fit.alpha == 1:
+            return f"{root}.alpha=1 (the teacher's logits have no weight)"
     return None
 
 
@@ -489,16 +510,17 @@ def _distillation(run: Run, method: Distillation) -> Iterator[str]:
         if mixed.mixup > 0 and mixed.logit == 0 and mixed.label == 0:
             yield "method.logits.mixed: logit=0 and label=0 leave the mixed inputs no weight; set mixup=0 for none"
         if mixed.mixup > 0 and mixed.target == "clean" and mixed.logit == 0:
-            yield "method.logits.mixed.target=clean: has no effect with logit=0"
-    if "joint" in stages and method.joint.layer_weight == 0 and method.joint.logit_weight == 0:
-        yield "method.joint: layer_weight=0 and logit_weight=0 leave nothing to learn"
+            yield (
+                "method.logits.mixed.logit=0: leaves target=clean without effect; "
+                "set method.logits.mixed.target=mixed too"
+            )
     known = labels(run)
     for name in run.fresh:
         if name not in known:
             yield f"fresh=[{name}]: no such stage here; allowed: {', '.join(known)}{suggest(name, known)}"
 
 
-def _layers(root: str, fit: LayerFit) -> Iterator[str]:
+def _layers(root: str, fit: LayerObjective) -> Iterator[str]:
     if not fit.relations:
         yield (
             f"{root}.relations=[]: at least one of attention, hidden, embedding, patient, query, key, value is needed"
@@ -510,6 +532,11 @@ def _layers(root: str, fit: LayerFit) -> Iterator[str]:
         )
     if fit.consistency.weight > 0 and not fit.consistency.terms:
         yield f"{root}.consistency.terms=[]: nothing to hold consistent; allowed: attention, hidden"
+    if fit.relation_mask == "none" and fit.pad_rows == "exclude" and set(fit.relations) - set(STATES):
+        yield (
+            f"{root}.relation_mask=none: without a mask padded rows can't be told from others; "
+            f"set {root}.pad_rows=include"
+        )
     if fit.layer_map == "transport":
         if fit.relations and not set(fit.relations) - {"embedding", "patient"}:
             yield f"{root}.layer_map=transport: {_shown(fit.relations)} are not transported; add attention or hidden"

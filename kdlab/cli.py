@@ -237,6 +237,7 @@ def execute_alone(folder: Any, *, brief: bool, renewed: set[str]) -> int:
                 graph,
                 store,
                 hardware=run.hardware,
+                curves=run.curves,
                 fresh=run.fresh,
                 renewed=renewed,
                 screen=screen,
@@ -301,7 +302,7 @@ class Both:
             display.table(table)
 
 
-def _silent() -> dict[str, Callable[..., None]]:
+def _silent() -> dict[str, Any]:
     return {"track": lambda stage, point: None, "finished": lambda stage, artifact: None}
 
 

@@ -442,7 +442,8 @@ class _Composer:
         if group == "schema":
             return f"{word}: schemas are chosen by the yaml files, not on the command line"
         if (override.is_add() or override.is_force_add()) and group in self.groups:
-            return f"{word}: {group} is always there; write {group}={value}"
+            place = group if override.package is None else f"{group}@{override.package}"
+            return f"{word}: {place} is always there; write {place}={value}"
         if value is None and group in self.groups:
             return None if self.groups[group] is None else f"{word}: a run needs its {group}"
         if isinstance(value, list):

@@ -184,31 +184,37 @@ class Consistency:
 class Transport:
     """The many-to-many layer map of BERT-EMD."""
 
-    update_weights: bool = True  # after each step, towards the layers that cost less
-    separate: bool = True  # layer weights of each relation for itself; else their mean after each step
+    update_weights: bool = True  # after each forward pass, towards the layers that cost less
+    separate: bool = True  # layer weights of each relation for itself; else their mean after each update
     reset_each_epoch: bool = False  # start every epoch with equal weights, as the official code does
 
 
 @dataclass(kw_only=True)
-class LayerFit(Fit):
-    """Distillation of inner layers."""
+class LayerObjective(Fit):
+    """What of the inner layers is distilled, and how."""
 
     relations: list[str] = choices(
         ["attention", "hidden"], "attention", "hidden", "embedding", "patient", "query", "key", "value"
     )
     layer_map: str = choice("last", *LAYER_MAPS)
-    pairs: list[str] = field(default_factory=list)  # layer_map=pairs: [1:2,2:4], student layer : teacher layer
+    pairs: list[str] = field(default_factory=list)  # layer_map=pairs: [1-2,2-4], student layer - teacher layer
     relation_divergence: str = choice("kl", "kl", "mse", "l1")  # of attention, query, key, value
     hidden_divergence: str = choice("mse", "mse", "l1")  # of hidden, embedding, patient
     relation_heads: int = 0  # query, key, value: split into so many heads; 0: the model's own
     normalise: bool = True  # patient: scale vectors to length 1
-    relation_mask: str = choice("union", "union", "own", "none")  # keys that a relation may see when inputs are mixed
+    relation_mask: str = choice("union", "union", "own", "none")  # keys that a relation sees; own: not the partner's
     pad_rows: str = choice("exclude", "exclude", "include")  # include: average padded rows in, as the official code
     projection: str = choice("auto", "auto", "always")  # linear map on student states; auto: only if widths differ
-    teacher: str = choice("finetuned", "finetuned", "pretrained")  # pretrained: the teacher before fine-tuning
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: inputs are not mixed
     consistency: Consistency = field(default_factory=Consistency)
     transport: Transport = field(default_factory=Transport)
+
+
+@dataclass(kw_only=True)
+class LayerFit(LayerObjective):
+    """Distillation of inner layers."""
+
+    teacher: str = choice("finetuned", "finetuned", "pretrained")  # pretrained: the teacher before fine-tuning
 
 
 @dataclass(kw_only=True)
@@ -233,7 +239,7 @@ class LogitFit(Fit):
 
 
 @dataclass(kw_only=True)
-class JointFit(LayerFit):
+class JointFit(LayerObjective):
     """Distillation of inner layers and logits in one stage."""
 
     layer_weight: float = 0.5  # of the sum of all layer terms
@@ -268,7 +274,7 @@ class Distillation(Method):
 
 @dataclass(kw_only=True)
 class Hardware:
-    """Placement: none of it enters a model's fingerprint, but for the rows of a pass that mixes its inputs."""
+    """Placement: none of it enters a model's fingerprint, but for the rows of a pass in which examples are coupled."""
 
     name: str = REQUIRED
     device: str = choice("auto", "auto", "cpu", "cuda", "mps")

@@ -29,6 +29,7 @@ class Context:
     out: Path
     stage: str  # the label shown to the user: "teacher"
     hardware: Hardware = field(default_factory=lambda: Hardware(name="auto"))
+    curves: int = 0  # rows of train and of dev on which a trained stage's loss is followed
     track: Callable[[Mapping[str, Any]], None] = _ignore  # live points for Weights & Biases
     show: Callable[[Mapping[str, Any]], None] = _ignore  # live progress for the terminal
     note: Callable[[str], None] = _quiet  # a line for the user

@@ -46,12 +46,13 @@ class Pins:
             return pinned
         return Pinned(pinned.values, pinned.place, {**pinned.config, **encoder.config}, pinned.note)
 
-    def source(self, source: Source) -> Pinned:
+    def source(self, source: Source, root: str = "task") -> Pinned:
+        """root: where the run's configuration has it, "task" or "supplement"."""
         if source.hub is not None:
             pinned = self._pin("dataset", source.hub, source.revision)
             return Pinned({"hub": source.hub, "revision": pinned.values["revision"]}, note=pinned.note)
         if source.path is not None:
-            return self._local("dataset", source.path)
+            return self._local("dataset", source.path, where=f"{root}.source.path")
         return Pinned({"demo": source.demo})
 
     def require(self, run: Run, graph: Graph) -> None:
@@ -82,14 +83,14 @@ class Pins:
             self.known[key] = self._local(kind, name) if local else _hub(kind, name, revision)
         return self.known[key]
 
-    def _local(self, kind: Kind, name: str) -> Pinned:
+    def _local(self, kind: Kind, name: str, *, where: str = "task.source.path") -> Pinned:
         path = Path(name).expanduser().absolute()
         key = (kind, str(path), None)
         if key not in self.known:
             if not path.exists():
                 raise DataError(
                     f"there is no file or folder {name}",
-                    where="task.source.path",
+                    where=where,
                     fix="give the path from the current folder, or an absolute one",
                 )
             config = None

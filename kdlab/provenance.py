@@ -12,7 +12,7 @@ from typing import Any
 
 import kdlab
 
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "scipy")
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "scikit-learn", "scipy", "POT")
 
 
 @cache

@@ -74,6 +74,7 @@ def run(
     store: Store,
     *,
     hardware: Hardware,
+    curves: int = 0,
     fresh: list[str],
     renewed: Collection[str] = (),
     screen: Screen,
@@ -82,7 +83,8 @@ def run(
 ) -> Outcome:
     """Run what the graph's targets need. `finished` is called after each stage, cached ones included, in order.
 
-    fresh: labels of stages to run again; renewed: fingerprints of those that this command has run again already.
+    curves: rows on which each trained stage's loss is followed. fresh: labels of stages to run again; renewed:
+    fingerprints of those that this command has run again already.
     """
     for stage in graph:
         if not stage.pinned:
@@ -103,7 +105,9 @@ def run(
         if _first() and artifact is not None and plan[stage.fingerprint] == "cached":
             screen.stage_hit(stage.label, _age(artifact), other_code(artifact))
         if plan[stage.fingerprint] != "cached":
-            artifact, ran = _obtain(stage, store, graph, hardware, screen, track, again=stage.fingerprint in again)
+            artifact, ran = _obtain(
+                stage, store, graph, hardware, screen, track, curves=curves, again=stage.fingerprint in again
+            )
             if ran:
                 outcome.ran.append(stage.label)
         assert artifact is not None
@@ -121,6 +125,7 @@ def _obtain(
     screen: Screen,
     track: Callable[[Stage, Mapping[str, Any]], None],
     *,
+    curves: int,
     again: bool,
 ) -> tuple[Artifact, bool]:
     """Build the artifact, or take it from the process that was faster. Second value: whether it was built here."""
@@ -137,7 +142,7 @@ def _obtain(
             return artifact, False
         _tell(RUN)
         try:
-            artifact = _build(stage, store, graph, hardware, screen, track)
+            artifact = _build(stage, store, graph, hardware, screen, track, curves)
         except BaseException:
             _tell(FAILED, alone=not stage.parallel)
             raise
@@ -152,6 +157,7 @@ def _build(
     hardware: Hardware,
     screen: Screen,
     track: Callable[[Stage, Mapping[str, Any]], None],
+    curves: int,
 ) -> Artifact:
     out = store.begin(stage.artifact)
     continues = any((out / "work").iterdir())
@@ -169,6 +175,7 @@ def _build(
         out=out,
         stage=stage.label,
         hardware=hardware,
+        curves=curves,
         track=lambda point: track(stage, point),
         show=screen.update,
         note=screen.note,

@@ -177,6 +177,68 @@ MALFORMED = [
     ("task.heldout=0.2 select_on=dev", "task.heldout has no effect for select_on=dev"),
     ("method.logits.patience=3 select_on=last", "patience has no effect for select_on=last"),
     ("-m method=ft,kd method.layers.epochs=2", "method.layers.epochs has no effect"),
+    (
+        "method=bert_emd method.layers.pairs=[1-2]",
+        "method.layers.pairs has no effect for method.layers.layer_map=trans",
+    ),
+    (
+        "method=bert_emd method.layers.transport.update_weights=false method.layers.transport.reset_each_epoch=true",
+        "reset_each_epoch has no effect for method.layers.transport.update_weights=false (they never move)",
+    ),
+    (
+        "method=bert_emd method.layers.relations=[hidden] method.layers.transport.separate=false",
+        "separate has no effect for method.layers.relations=[hidden] (there is one relation to transport)",
+    ),
+    ("method=l_ild method.layers.transport.separate=false", "has no effect for method.layers.layer_map=last"),
+    ("method=l_ild method.layers.relation_heads=4", "(it is for query, key, value)"),
+    ("method=l_ild method.layers.normalise=false", "(it is for patient)"),
+    ("method=minilm method.layers.hidden_divergence=l1", "(it is for hidden, embedding, patient)"),
+    ("method=minilm method.layers.projection=always", "(it is for hidden, embedding, patient)"),
+    ("method=lti method.joint.relation_divergence=mse", "(it is for attention, query, key, value)"),
+    (
+        "method=lti method.joint.pad_rows=include",
+        "method.joint.pad_rows has no effect for method.joint.relations=[patient]",
+    ),
+    ("method=kd method.logits.mixed.target=clean", "has no effect for method.logits.mixed.mixup=0"),
+    ("method=mixcons method.logits.alpha=0.2", "method.logits.alpha has no effect for method.logits.clean=0"),
+    ("method=lti method.joint.alpha=1 method.joint.temperature=3", "method.joint.temperature has no effect"),
+    (
+        "method=cr_ild method.joint.alpha=1",
+        "method.joint.alpha has no effect for method=cr_ild (it has no stage 'joint')",
+    ),
+    ("task.few.balanced=true", "task.few.balanced has no effect for task.few.examples=null"),
+    ("task.noise.seed=3", "task.noise.seed has no effect for task.noise.rate=0"),
+    ("task.imbalance.seed=3", "task.imbalance.seed has no effect for task.imbalance.ratio=1"),
+    ("method=ft task.noise.rate=0.3 task.noise.teacher=clean", "task.noise.teacher has no effect for method=ft"),
+    ("task.passages.limit=3", "task.passages.limit has no effect for task.kind=classification"),
+    ("task@supplement=glue/cola supplement.noise.rate=0.1", "supplement.noise.rate has no effect for a supplement"),
+    ("task@supplement=corpus/wikipedia supplement.few.examples=9", "for fewer rows set supplement.passages.limit"),
+    ("method=kd task@supplement=glue/cola supplement.few.examples=9", "it has no stage 'layers'"),
+    # conditions, maps, mixtures
+    ("task.noise.rate=1", "task.noise.rate=1.0: is a share of the labels"),
+    ("task.imbalance.ratio=0.5", "must be 1 (off) or more: the most frequent class over the rarest"),
+    ("task=glue/mnli task.few.examples=2", "task.few.examples=2: the task has 3 classes; give that many or more"),
+    ("task=glue/stsb task.few.examples=9 task.few.balanced=true", "a regression task has no classes to balance"),
+    ("task=glue/stsb task.imbalance.ratio=2", "task.imbalance.ratio=2.0: a regression task has no classes"),
+    ("supplement.few.examples=9", "there is no supplement; choose one with task@supplement=OPTION"),
+    ("task@suplement=glue/cola", "did you mean task@supplement?"),
+    ("+task@supplement=glue/cola", "task@supplement is always there; write task@supplement=glue/cola"),
+    ("task@supplement=glue/colla", "unknown option; did you mean glue/cola?"),
+    ("method=kd method.logits.clean=0", "no input is left; give method.logits.mixed.mixup=1.0 too"),
+    ("method=mixkd method.logits.mixed.logit=0 method.logits.mixed.label=0", "leave the mixed inputs no weight"),
+    (
+        "method=mixcons method.logits.mixed.logit=0 method.logits.mixed.label=1",
+        "set method.logits.mixed.target=mixed too",
+    ),
+    ("method=joint method.joint.logit_weight=0", "must be more than 0: nothing else trains the classifier"),
+    ("method=joint method.joint.teacher=pretrained", "method.joint.teacher=pretrained: unknown key"),
+    ("method=minilm method.layers.relation_mask=none", "set method.layers.pad_rows=include"),
+    ("method=bert_emd method.layers.relations=[embedding]", "[embedding] are not transported; add attention or hidden"),
+    ("method=bert_emd method.layers.relations=[hidden,patient]", "patient is one vector of given layers"),
+    ("method=cr_ild method.layers.layer_map=transport", "consistency needs given layers; set its weight to 0"),
+    ("method=joint method.stages=[teacher,layers,joint]", "method.stages=[teacher,layers,joint]: allowed: [student]"),
+    ("method=joint fresh=[logits]", "fresh=[logits]: no such stage here"),
+    ("curves=-1", "curves=-1: must be 0 (none) or more"),
 ]
 
 
@@ -279,6 +341,19 @@ def test_presets_that_contribute_warn_of_nothing() -> None:
     for name in ("ft", "kd", "cr_ild"):
         assert checks.warnings(run(f"method={name}")) == []
     assert len(checks.warnings(run("method=kd method.logits.alpha=1"))) == 1
+    assert checks.warnings(run("method=mixkd")) == []  # hard labels of clean inputs, and the mixture's soft ones
+
+
+@pytest.mark.parametrize("line", ["method=mixkd hardware.micro_batch=1", "method=cr_ild method.layers.batch_size=1"])
+def test_a_row_that_is_mixed_with_itself_is_warned_of(line: str) -> None:
+    (found,) = checks.warnings(run(line))
+    assert "a row is mixed with itself" in found
+
+
+def test_a_supplement_without_a_layer_stage_is_warned_of() -> None:
+    """Not refused: in a sweep of methods some have the stage."""
+    (found,) = checks.warnings(run("method=kd task@supplement=glue/cola"))
+    assert "has no effect for method=kd" in found
 
 
 @pytest.mark.parametrize("name", METHODS)

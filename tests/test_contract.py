@@ -36,7 +36,7 @@ VARIANTS = {  # switches of the presets, and conditions, under the same contract
     "joint_cr_ild": "method=joint method.joint.mixup=1.0 method.joint.consistency.weight=0.1 "
     "method.joint.consistency.ramp=constant method.joint.alpha=0.5",
     "narrow": "method=minilm_v2 model=tiny_narrow method.layers.relations=[query,key,value,hidden,embedding,patient] "
-    "method.layers.layer_map=pairs method.layers.pairs=[1:3,2:4]",
+    "method.layers.layer_map=pairs method.layers.pairs=[1-3,2-4]",
     "supplement": "method=l_ild task@supplement=demo/nli supplement.few.examples=40 method.layers.teacher=pretrained",
     "conditions": "method=pkd task.few.examples=48 task.few.balanced=true task.few.teacher=own task.noise.rate=0.3 "
     "task.imbalance.ratio=2 task.noise.teacher=clean",

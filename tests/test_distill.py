@@ -26,10 +26,10 @@ from kdlab.models.encoder import save_student
 from kdlab.models.taps import Tap, Tapped
 from kdlab.stages import distill, evaluate, steps
 from kdlab.stages.distill import distill_layers, distill_logits
-from kdlab.stages.encoder import TaskData, new_model, predict, saved_model
+from kdlab.stages.encoder import TaskData, follower, new_model, predict, saved_model
 from kdlab.stages.finetune import finetune
 from kdlab.stages.prepare import prepare
-from kdlab.stages.steps import LayerStep
+from kdlab.stages.steps import LabelStep, LayerStep
 from kdlab.stages.tokenise import tokenise
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ CONSISTENCY = {
 }
 OBJECTIVE = {**toy.fields_without_fit(LayerFit()), "mixup": 1.0, "consistency": CONSISTENCY}
 LOGITS = toy.fields_without_fit(LogitFit())
-COMMON = {"pad_to_max": False, "seed": 3, "precision": "fp32", "max_steps": None, "curves": 0}
+COMMON = {"pad_to_max": False, "seed": 3, "precision": "fp32", "max_steps": None}
 
 
 def spec(layers: int, *, hidden: int = 16, heads: int = 2) -> dict[str, Any]:
@@ -164,6 +164,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def layers(out: Path, nli: Path, teacher: Path, *, seconds: float = 1e9, **changes: Any) -> Context:
     context = toy.context(out, seconds=seconds)
+    context.curves = changes.pop("curves", 0)
     named: dict[str, Any] = {"student": spec(2), "fit": FIT, "objective": OBJECTIVE, "forward_rows": 16, **COMMON}
     distill_layers(context, data=nli, teacher=teacher, **{**named, **changes})
     return context
@@ -382,12 +383,37 @@ def test_curves_follow_train_and_dev_and_change_nothing(nli: Path, teacher: Path
     history = json.loads((tmp_path / "8" / "history.json").read_text())
     assert json.loads((tmp_path / "0" / "history.json").read_text())["curves"] == []
     curves, steps = history["curves"], history["last_step"]
-    assert [point["step"] for point in curves] == sorted({0, *range(1, steps + 1)})  # six steps: each of them
+    assert steps == 6 and [point["step"] for point in curves] == [0, 2, 4, 6]  # four points at least
     assert curves[0]["epoch"] == 0.0 and curves[-1]["epoch"] == 2.0
     assert all(point["losses"].keys() == {"train", "dev"} and point["scores"] == {} for point in curves)
     assert curves[-1]["losses"]["train"] < curves[0]["losses"]["train"]
     logged = [point for point in MetricsLog.read(tmp_path / "8" / "metrics.jsonl") if "curve/dev/loss" in point]
     assert [point["curve/dev/loss"] for point in logged] == [point["losses"]["dev"] for point in curves]
+
+
+def test_a_follower_goes_where_the_model_has_gone(nli: Path) -> None:
+    """The loop moves a model to its device after the follower was made."""
+    task, model = TaskData(nli), new_model(spec(1), TaskData(nli), seed=1, kernel="eager")
+    places: list[str] = []
+
+    class Watched(LabelStep):
+        def clean(self, model: nn.Module, batch: Any) -> Any:
+            places.append(batch["input_ids"].device.type)
+            raise StopIteration
+
+    follow = follower(
+        model,
+        Watched("classification"),
+        {"train": (task, "train")},
+        rows=4,
+        batch_size=4,
+        pad_to_max=False,
+        scored=True,
+    )
+    model.to("meta")
+    with pytest.raises(StopIteration):
+        follow()
+    assert places == ["meta"]
 
 
 def test_curves_of_a_labelled_stage_have_scores(nli: Path, teacher: Path, tmp_path: Path) -> None:
@@ -400,7 +426,7 @@ def test_curves_of_a_labelled_stage_have_scores(nli: Path, teacher: Path, tmp_pa
 
 
 def test_curves_of_a_supplement_are_of_its_rows(nli: Path, teacher: Path, tmp_path: Path) -> None:
-    """Train is what is trained on, dev is the task's."""
+    """Train and dev are the task's in any case; what is trained on is followed beside them."""
     texts = encoded(
         tmp_path / "texts",
         source={"demo": "nli", "config": None},
@@ -415,7 +441,8 @@ def test_curves_of_a_supplement_are_of_its_rows(nli: Path, teacher: Path, tmp_pa
     layers(plain, nli, teacher, curves=8)
     layers(other, nli, teacher, curves=8, supplement=texts)
     first = [json.loads((folder / "history.json").read_text())["curves"][0]["losses"] for folder in (plain, other)]
-    assert first[0]["dev"] == first[1]["dev"] and first[0]["train"] != first[1]["train"]
+    assert first[0] == {name: first[1][name] for name in ("train", "dev")}
+    assert first[1].keys() == {"train", "dev", "supplement"}
     model = load_file(other / "model" / "model.safetensors")
     assert not toy.same(model, load_file(plain / "model" / "model.safetensors"))
     assert model["classifier.weight"].shape[0] == 3
@@ -444,7 +471,9 @@ def logits(out: Path, data: Path, teacher: Path, **changes: Any) -> list[dict[st
         **COMMON,
     }
     objective = {**LOGITS, **{name: changes.pop(name) for name in LOGITS if name in changes}}
-    distill_logits(toy.context(out), data=data, teacher=teacher, objective=objective, **{**named, **changes})
+    context = toy.context(out)
+    context.curves = changes.pop("curves", 0)
+    distill_logits(context, data=data, teacher=teacher, objective=objective, **{**named, **changes})
     return MetricsLog.read(out / "metrics.jsonl")
 
 

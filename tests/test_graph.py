@@ -248,7 +248,7 @@ def test_an_explicit_default_is_the_implicit_one(line: str) -> None:
         ("method.layers.layer_map=uniform", TAUGHT),
         ("method.layers.relation_divergence=mse", TAUGHT),
         ("method.layers.projection=always", TAUGHT),
-        ("curves=8", EVERYTHING - {"prepare", "tokenise"} - SETS),
+        ("curves=8", set()),
         ("task.metrics=[macro_f1]", set()),  # every metric is computed; these are shown
         ("method.weak_teacher=warn", {"vet"}),
         ("tracking=none", set()),
@@ -268,6 +268,22 @@ def test_evaluation_sets_train_nothing_anew() -> None:
     assert {label for label in without if with_test[label] != without[label]} == {
         *("evaluate_teacher", "evaluate_student", "vet")
     }
+
+
+def test_padding_couples_examples_where_it_counts() -> None:
+    """Then the width of a pass decides on the numbers, and who is in it is part of the identity."""
+    line = "method=l_ild method.layers.pad_rows=include"
+    assert changed("hardware.micro_batch=8", line) == TAUGHT
+    assert changed("hardware.micro_batch=8", f"{line} task.pad_to_max=true") == set()
+
+
+def test_a_teacher_is_judged_on_held_out_rows_of_its_own() -> None:
+    for line in ("task.few.examples=60 task.few.teacher=own seed=1", "task.noise.rate=0.3 task.noise.teacher=clean"):
+        graph = planned(f"method=kd {line}")
+        stages = {stage.label: stage for stage in graph}
+        assert stages["evaluate_teacher"].inputs["data"] is stages["teacher"].inputs["data"]
+        assert stages["evaluate_student"].inputs["data"] is stages["logits"].inputs["data"]
+        assert stages["evaluate_teacher"].inputs["data"] is not stages["evaluate_student"].inputs["data"]
 
 
 def test_a_supplement_is_a_matter_of_the_layer_stage() -> None:

@@ -491,7 +491,7 @@ class TestLayerPairs:
         assert layer_pairs(layer_map, student, teacher) == expected
 
     def test_given_pairs_keep_their_order(self) -> None:
-        assert layer_pairs("pairs", 3, 6, pairs=["3:1", " 1:6 ", "3:2"]) == [(3, 1), (1, 6), (3, 2)]
+        assert layer_pairs("pairs", 3, 6, pairs=["3-1", " 1-6 ", "3-2"]) == [(3, 1), (1, 6), (3, 2)]
 
     @pytest.mark.parametrize("layer_map", ["uniform", "skip"])
     @pytest.mark.parametrize(("student", "teacher"), [(4, 6), (6, 4)])
@@ -512,24 +512,25 @@ class TestLayerPairs:
         ("pair", "problem"),
         [
             ("2", "'2' is not of the form"),
-            ("a:2", "'a:2' is not of the form"),
-            ("1:-2", "'1:-2' is not of the form"),
-            ("1:2:3", "'1:2:3' is not of the form"),
-            ("0:1", "0:1 is not there: the student has layers 1 to 2, its teacher 1 to 4"),
-            ("3:1", "3:1 is not there"),
-            ("1:0", "1:0 is not there"),
-            ("1:5", "1:5 is not there"),
-            ("1:1", "1:1 is there twice"),
+            ("a-2", "'a-2' is not of the form"),
+            ("1--2", "'1--2' is not of the form"),
+            ("1-2-3", "'1-2-3' is not of the form"),
+            ("1:2", "'1:2' is not of the form STUDENT-TEACHER"),
+            ("0-1", "0-1 is not there: the student has layers 1 to 2, its teacher 1 to 4"),
+            ("3-1", "3-1 is not there"),
+            ("1-0", "1-0 is not there"),
+            ("1-5", "1-5 is not there"),
+            ("1-1", "1-1 is there twice"),
         ],
     )
     def test_pairs_that_are_not_there(self, pair: str, problem: str) -> None:
         with pytest.raises(ConfigError) as refusal:
-            layer_pairs("pairs", 2, 4, pairs=["1:1", pair, "2:4"])
+            layer_pairs("pairs", 2, 4, pairs=["1-1", pair, "2-4"])
         assert len(refusal.value.problems) == 1 and problem in refusal.value.problems[0]
 
     def test_all_problems_of_the_pairs_are_told_at_once(self) -> None:
         with pytest.raises(ConfigError) as refusal:
-            layer_pairs("pairs", 2, 4, pairs=["x", "3:1", "1:9"])
+            layer_pairs("pairs", 2, 4, pairs=["x", "3-1", "1-9"])
         assert len(refusal.value.problems) == 3
 
     def test_no_pairs_are_refused(self) -> None:

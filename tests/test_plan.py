@@ -133,7 +133,7 @@ MAPS = {
         "1..2 <- 1..4, as the transport decides: attention, hidden",
         " 0 <-  0  embedding",
     ],
-    "method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1:1,2:3]": [
+    "method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1-1,2-3]": [
         "layers: layer map pairs: student <- teacher",
         " 2 <-  3  attention, hidden",
         " 1 <-  1  attention, hidden",
@@ -168,8 +168,8 @@ def test_a_sweep_says_once_what_its_jobs_say_alike(lab: Lab) -> None:
             "method=minilm_v2 method.layers.relation_heads=7",
             "method.layers.relation_heads=7: does not divide 64, the w",
         ),
-        ("method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1:5]", "its teacher 1 to 4"),
-        ("method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1-5]", "not of the form STUDENT:TEACHER"),
+        ("method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1-5]", "its teacher 1 to 4"),
+        ("method=l_ild method.layers.layer_map=pairs method.layers.pairs=[1:5]", "not of the form STUDENT-TEACHER"),
         ("method=l_ild method.layers.layer_map=pairs", "layer_map=pairs needs the pairs"),
         ("method=pkd model.student.config.num_hidden_layers=1", "leaves out the last layer, so the student needs two"),
         ("method=joint model.student.config.num_attention_heads=2", "method.joint.relations: attention is compared"),

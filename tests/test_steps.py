@@ -63,7 +63,7 @@ def test_every_layer_map_gives_a_gradient_to_the_layers_it_names(
 ) -> None:
     step = layer_step(
         teacher,
-        LayerFit(relations=["hidden"], layer_map=layer_map, pairs=["1:3"] if layer_map == "pairs" else []),
+        LayerFit(relations=["hidden"], layer_map=layer_map, pairs=["1-3"] if layer_map == "pairs" else []),
     )
     loss = step(student, batch, at(0))
     loss.total.backward()
@@ -120,6 +120,16 @@ def test_normalise_is_the_length_of_patient_vectors(teacher: Tapped, student: Ta
     unit = torch.stack([(a - b).square().mean() for a, b in scaled])
     assert values[False] == pytest.approx(plain.item(), rel=1e-5)
     assert values[True] == pytest.approx(unit.mean().item(), rel=1e-5)
+
+
+def test_clean_is_fp32_whatever_training_is(teacher: Tapped, student: Tapped, batch: dict[str, Any]) -> None:
+    """On both sides: else the curves would hold the teacher's rounding."""
+    placed = {"precision": "bf16", "place": CPU}
+    half = LayerStep(teacher, toy.fields_without_fit(LayerFit()), layers=(2, 4), **placed)
+    assert half.clean(student, batch)[0].total == layer_step(teacher, LayerFit()).clean(student, batch)[0].total
+    values = toy.fields_without_fit(LogitFit())
+    logits = LogitStep(teacher, values, kind="classification", **placed).clean(student, batch)[0].total
+    assert logits == logit_step(teacher).clean(student, batch)[0].total
 
 
 def test_clean_is_the_objective_without_mixing_or_consistency(
@@ -241,6 +251,28 @@ def test_mixed_logits_against_a_mixture_of_clean_answers(
     assert loss.total.item() == pytest.approx((lam * own + (1 - lam) * partner).sum().item(), rel=1e-6)
     followed, _ = step.clean(student, batch)
     assert followed.weights == {"logit": 1.0}
+    of_labels = logit_step(teacher, clean=0.0, alpha=1.0, mixed=Mixed(mixup=1.0))
+    assert of_labels.expected() == ["mixed_logit"]
+    assert of_labels.clean(student, batch)[0].weights == {"logit": 1.0}  # what is trained, not the hard labels
+
+
+def test_the_teacher_runs_only_where_it_is_asked(
+    teacher: Tapped, student: Tapped, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float | None] = []
+    forward = Tapped.forward
+
+    def watched(model: Tapped, batch: Any, **options: Any) -> Any:
+        if model is teacher:
+            asked.append(options.get("lam"))
+        return forward(model, batch, **options)
+
+    monkeypatch.setattr(Tapped, "forward", watched)
+    logit_step(teacher, alpha=1.0, mixed=Mixed(mixup=1.0)).loss(student, batch, 0.7)
+    assert asked == [0.7]
+    asked.clear()
+    logit_step(teacher, alpha=1.0, mixed=Mixed(mixup=1.0, target="clean")).loss(student, batch, 0.7)
+    assert asked == [None]
 
 
 def test_a_mixture_is_drawn_from_the_step_alone(teacher: Tapped, student: Tapped, batch: dict[str, Any]) -> None:

@@ -27,7 +27,10 @@ from kdlab.engine.metrics_log import MetricsLog
 from kdlab.engine.optimizer import build_optimizer, rate, set_rate
 from kdlab.errors import TrainingError
 
-CURVE_POINTS = (4, 20)  # least and most points of a stage's curves, besides the first; between them: one an epoch
+CURVE_POINTS = (
+    4,
+    20,
+)  # of a stage's curves, about: an epoch each, but so many at least, if it has the steps, and at most
 
 Batch = Mapping[str, Any]
 Scores = Mapping[str, Mapping[str, float]]  # split -> metric -> score
@@ -362,7 +365,8 @@ class _Trainer:
     # evaluation and selection ----------------------------------------------------------------------------------
 
     def curve_due(self) -> bool:
-        every = max(1, self.steps // min(max(self.plan.epochs, CURVE_POINTS[0]), CURVE_POINTS[1]))
+        wanted = min(max(self.plan.epochs, CURVE_POINTS[0]), CURVE_POINTS[1])
+        every = -(-self.steps // wanted)
         return self.step % every == 0 or self.step == self.steps
 
     def follow(self, follow: Callable[[], Mapping[str, Any]]) -> None:

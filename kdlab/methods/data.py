@@ -79,16 +79,25 @@ def conditions(task: Task, *, teacher_seed: int | None = None) -> list[str]:
 
 
 def _prepared(
-    run: Run, pins: Pins, task: Task, label: str, *, few_seed: int, noisy: bool, notes: tuple[str, ...] = ()
+    run: Run,
+    pins: Pins,
+    task: Task,
+    label: str,
+    *,
+    few_seed: int,
+    noisy: bool,
+    dev: bool = True,
+    notes: tuple[str, ...] = (),
 ) -> Stage:
-    source = pins.source(task.source)
+    """dev: whether the rows of dev are wanted too."""
+    source = pins.source(task.source, "task" if dev else "supplement")
     few, imbalance, noise = task.few, task.imbalance, task.noise
     return Stage(
         "kdlab.stages.prepare:prepare",
         label,
         values={
             "source": {**source.values, "config": task.source.config},
-            "splits": {"train": task.splits.train, "dev": task.splits.dev},
+            "splits": {"train": task.splits.train} | ({"dev": task.splits.dev} if dev else {}),
             "text": task.text,
             "label": task.label,
             "labels": task.labels,
@@ -126,12 +135,12 @@ def _sets(run: Run, pins: Pins, prepared: Stage) -> Stage:
 
 
 def _supplement(run: Run, pins: Pins, supplement: Task) -> Stage:
-    """A corpus; or another task as for a run of its own, but without noise and limits of dev, which nobody reads."""
+    """A corpus; or the training rows of another task, whose labels serve to draw them only."""
     if supplement.kind != "text":
-        plain = replace(supplement, noise=Noise(), dev_limit=None)
+        plain = replace(supplement, noise=Noise(), dev_limit=None, heldout=0.0)
         notes = (f"the texts of {supplement.name}", *conditions(plain))
-        return _prepared(run, pins, plain, "prepare_supplement", few_seed=run.seed, noisy=False, notes=notes)
-    source, passages = pins.source(supplement.source), supplement.passages
+        return _prepared(run, pins, plain, "prepare_supplement", few_seed=run.seed, noisy=False, dev=False, notes=notes)
+    source, passages = pins.source(supplement.source, "supplement"), supplement.passages
     if passages.unit == "row":
         passages = Passages(limit=passages.limit)
     return Stage(

@@ -20,17 +20,19 @@ batch sizes and epochs.
 Departures of all presets from it (the presets on `base/official` take back those marked *)
     1. * Relations and states are averaged over valid rows, not over padded ones too (pad_rows).
     2. * `cr_ild` distils attention and hidden states, with consistency: the reading of the paper. The released script
-       distils query, key and value relations, and its consistency terms contribute nothing (D1).
-    3. * The teacher term sees the keys of the union mask, like the encoder (D7).
-    4. * CoLA and SST-2 are cut at 64 tokens, as intended (D9); batches are padded to their longest row.
-    5. * The checkpoint is selected on a held-out part of train, not on dev (D16); evaluation once an epoch.
+       distils query, key and value relations, and its consistency terms contribute nothing (they stand inside the
+       branches of attention and hidden states, training_functions.py:296-354).
+    3. * The teacher term sees the keys of the union mask, like the encoder (theirs: line 308).
+    4. * CoLA and SST-2 are cut at 64 tokens, as intended (run_finetune.py:224 misspells it); batches are padded to the
+       longest row.
+    5. * The checkpoint is selected on a held-out part of train, not on dev; evaluation once an epoch.
     6. * AdamW with bias correction and one clipping, not BertAdam with two.
     7. * An epoch's short last batch is used.
     8. * Stock classification heads; the official ones have a ReLU and no dropout before the classifier.
     9. * No linear map on student states of the teacher's width; the official one is always there.
    10. Batches hold rows of like length; the mixing partner is random among those of the batch.
    11. Each stage's loss is followed on a sample of train and dev (`curves`); the official layer stage is never
-       evaluated, since its evaluation would leave dropout off (D6). Here nothing of the training changes by it.
+       evaluated, since that would leave dropout off (run_finetune.py:404). Here nothing of the training changes by it.
 
 Run it: kdlab train method=cr_ild task=glue/rte
 """
@@ -43,7 +45,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from kdlab.config import Distillation, Encoder, Fit, LayerFit, LogitFit, Mixed, Run
+from kdlab.config import Distillation, Encoder, Fit, LayerFit, LayerObjective, LogitFit, Run, Task
 from kdlab.errors import ConfigError, KdlabError
 from kdlab.graph import Graph, Stage, Work
 from kdlab.methods.data import Data, data_stages
@@ -110,9 +112,9 @@ class _Builder:
             "pad_to_max": run.task.pad_to_max,
             "precision": run.precision,
             "max_steps": run.debug.steps,
-            "curves": run.curves,
         }
-        self.selected: dict[str, Any] = {"metric": run.task.metric, "select_on": run.select_on}
+        metric = None if run.select_on == "last" else run.task.metric
+        self.selected: dict[str, Any] = {"metric": metric, "select_on": run.select_on}
 
     def model(self, side: str, argument: str) -> tuple[dict[str, Any], dict[str, str]]:
         """What a model is made of; and, if it is local, its place as that of a stage's argument."""
@@ -170,7 +172,7 @@ class _Builder:
                 "fit": {**_fit(fit), "eval_steps": 0, "patience": 0},
                 "objective": stage_objective(fit),
                 "seed": self.run.seed,
-                **self.coupled(fit, _couples(fit)),
+                **self.coupled(fit, _couples(fit, self.run.task)),
                 **self.common,
             },
             inputs=inputs,
@@ -215,7 +217,7 @@ class _Builder:
                 "fit": _fit(fit),
                 "objective": stage_objective(fit),
                 "seed": self.run.seed,
-                **self.coupled(fit, _couples(fit)),
+                **self.coupled(fit, _couples(fit, self.run.task)),
                 **self.selected,
                 **self.common,
             },
@@ -232,7 +234,7 @@ class _Builder:
         rows = {"forward_rows": self.forward_rows(fit), "processes": processes()}
         return rows if couples else {"forward_rows": None, "processes": None}
 
-    def drawn(self, fit: LayerFit) -> tuple[str, ...]:
+    def drawn(self, fit: LayerObjective) -> tuple[str, ...]:
         """The layer map as `kdlab plan` shows it; nothing while the depths are unknown."""
         depths = [self.num_layers(side) for side in ("student", "teacher")]
         if depths[0] is None or depths[1] is None:
@@ -247,12 +249,14 @@ class _Builder:
         return None if config is None else num_layers(config)
 
     def scored(self, side: str, model: Stage) -> Stage:
+        """Each on the held-out rows of its own data; dev and further sets are the same for both."""
+        data = self.data.teacher if side == "teacher" else self.data.student
         sets = {} if self.data.sets is None else {"sets": self.data.sets}
         return Stage(
             "kdlab.stages.evaluate:evaluate",
             f"evaluate_{side}",
             values={"pad_to_max": self.run.task.pad_to_max},
-            inputs={"model": model, "data": self.data.student, **sets},
+            inputs={"model": model, "data": data, **sets},
         )
 
     def measured(self, side: str, model: Stage) -> Stage:
@@ -330,7 +334,7 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def draw(fit: LayerFit, student_layers: int, teacher_layers: int) -> list[str]:
+def draw(fit: LayerObjective, student_layers: int, teacher_layers: int) -> list[str]:
     """Which student layer learns from which teacher layer, a line each, the last layer first."""
     pairs = layer_pairs(fit.layer_map, student_layers, teacher_layers, pairs=fit.pairs)
     of_pairs = [name for name in fit.relations if name != "embedding"]
@@ -346,31 +350,38 @@ def _fit(fit: Fit) -> dict[str, Any]:
     return {name: getattr(fit, name) for name in FIT_FIELDS}
 
 
-def stage_objective(fit: LayerFit | LogitFit) -> dict[str, Any]:
+def stage_objective(fit: LayerObjective | LogitFit) -> dict[str, Any]:
     """What a stage learns, as plain values: without how it is trained, and with what is off at its default."""
     objective = {name: value for name, value in asdict(fit).items() if name not in FIT_FIELDS}
     if isinstance(fit, LogitFit):
-        if not fit.mixed.mixup:
-            objective["mixed"] = asdict(Mixed())
-        return objective
-    default = asdict(LayerFit())
-    default["consistency"]["terms"] = []
-    used = {
-        "teacher": False,  # tells which inputs the stage has
-        "consistency": bool(fit.mixup and fit.consistency.weight),
-        "transport": fit.layer_map == "transport",
-        "pairs": fit.layer_map == "pairs",
-        "relation_divergence": bool(set(fit.relations) - {"hidden", "embedding", "patient"}),
-        "hidden_divergence": bool(set(fit.relations) & {"hidden", "embedding", "patient"}),
-        "relation_heads": bool(set(fit.relations) & {"query", "key", "value"}),
-        "normalise": "patient" in fit.relations,
-    }
+        default = asdict(LogitFit())
+        used = {"mixed": fit.mixed.mixup > 0, "alpha": fit.clean > 0}
+    else:
+        default = asdict(LayerFit())
+        default["consistency"]["terms"] = []
+        relations = set(fit.relations)
+        states = relations & {"hidden", "embedding", "patient"}
+        keyed = relations - states
+        used = {
+            "teacher": False,  # tells which inputs the stage has
+            "consistency": bool(fit.mixup and fit.consistency.weight),
+            "layer_map": relations != {"embedding"},
+            "transport": fit.layer_map == "transport",
+            "pairs": fit.layer_map == "pairs",
+            "relation_divergence": bool(keyed),
+            "hidden_divergence": bool(states),
+            "relation_heads": bool(keyed - {"attention"}),
+            "relation_mask": bool(keyed) and (fit.mixup > 0 or fit.relation_mask == "none"),
+            "pad_rows": relations != {"patient"},
+            "normalise": "patient" in relations,
+        }
     return {**objective, **{name: default[name] for name, needed in used.items() if not needed}}
 
 
-def _couples(fit: LayerFit) -> bool:
-    """Whether the rows of a forward pass have a say in each other's loss."""
-    return fit.mixup > 0 or fit.layer_map == "transport"
+def _couples(fit: LayerObjective, task: Task) -> bool:
+    """Whether the rows of a forward pass have a say in each other's loss: also by their padding, where it counts."""
+    padded = fit.pad_rows == "include" and not task.pad_to_max
+    return fit.mixup > 0 or fit.layer_map == "transport" or padded
 
 
 def _kept(encoder: Encoder) -> list[int]:
@@ -397,6 +408,12 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
             problems.append(
                 f"task.max_length={run.task.max_length}: model.{side} reads at most {longest} tokens; "
                 f"give task.max_length={longest} or less"
+            )
+    for side, config in configs.items():
+        if config is not None and hidden_size(config) % num_heads(config):
+            problems.append(
+                f"model.{side}: a width of {hidden_size(config)} can't be split into {num_heads(config)} heads; change "
+                f"model.{side}.config.num_attention_heads"
             )
     student, teacher = configs.get("student"), configs.get("teacher")
     encoder = run.model.student
@@ -425,7 +442,7 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
     return problems
 
 
-def _layer_problems(path: str, fit: LayerFit, student: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
+def _layer_problems(path: str, fit: LayerObjective, student: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     problems = []
     for side, config in (("teacher", teacher), ("student", student)):
         shown = available(str(config.get("model_type")))

@@ -19,7 +19,7 @@ def layer_pairs(layer_map: str, student_layers: int, teacher_layers: int, *, pai
     * "skip": as uniform, without the last, which the logits teach. (PKD-Skip, Sun et al. 2019, section 3)
     * "top": i learns from T - S + i, without the last. (PKD-Last, the same)
     * "last_to_all": every i learns from T. (CR-ILD, LTI)
-    * "pairs": the given ones, each "student:teacher".
+    * "pairs": the given ones, each "student-teacher".
     * "transport": every i with every teacher layer; how much of each, the transport decides. (BERT-EMD)
 
     Raises:
@@ -59,10 +59,10 @@ def _but_the_last(pairs: Pairs, layer_map: str) -> Pairs:
     return pairs[:-1]
 
 
-def _parse(text: str) -> tuple[int, int] | None:
-    """(student layer, teacher layer) of "1:2"; None if it is not of that form."""
-    left, colon, right = text.strip().partition(":")
-    return (int(left), int(right)) if colon and left.isdecimal() and right.isdecimal() else None
+def _parse(text: object) -> tuple[int, int] | None:
+    """(student layer, teacher layer) of "1-2"; None if it is not of that form."""
+    left, dash, right = str(text).strip().partition("-")
+    return (int(left), int(right)) if dash and left.isdecimal() and right.isdecimal() else None
 
 
 def _given(pairs: Sequence[str], student_layers: int, teacher_layers: int) -> Pairs:
@@ -70,7 +70,7 @@ def _given(pairs: Sequence[str], student_layers: int, teacher_layers: int) -> Pa
     for text in pairs:
         pair = _parse(text)
         if pair is None:
-            problems.append(f"pairs: '{text}' is not of the form STUDENT:TEACHER, as in 1:2")
+            problems.append(f"pairs: '{text}' is not of the form STUDENT-TEACHER, as in 1-2")
         elif not 1 <= pair[0] <= student_layers or not 1 <= pair[1] <= teacher_layers:
             problems.append(
                 f"pairs: {text} is not there: the student has layers 1 to {student_layers}, its teacher 1 to"
@@ -81,7 +81,7 @@ def _given(pairs: Sequence[str], student_layers: int, teacher_layers: int) -> Pa
         else:
             found.append(pair)
     if not pairs:
-        problems.append("layer_map=pairs needs the pairs: pairs=[1:2,2:4]")
+        problems.append("layer_map=pairs needs the pairs: pairs=[1-2,2-4]")
     if problems:
         raise ConfigError(problems)
     return found

@@ -143,6 +143,8 @@ def _speed(store: Store) -> float:
     reached = [
         artifact.facts["trained_flops"] / artifact.manifest["made"]["seconds"]
         for artifact in store.artifacts()
-        if artifact.facts.get("trained_flops") and not artifact.manifest["made"]["continued"]
+        if artifact.facts.get("trained_flops")
+        and not artifact.manifest["made"]["continued"]
+        and artifact.manifest["values"].get("max_steps") is None  # a debug run spends its time elsewhere
     ]
     return statistics.median(reached) if reached else FLOPS_PER_SECOND

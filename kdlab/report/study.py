@@ -25,8 +25,9 @@ FILES = {"surface": "surface.json", "noise": "noise.json", "distance": "distance
 
 DEFINITIONS = {
     "gap": "Mean loss of a stage's own objective, without mixed inputs and dropout, on fixed rows of train and of dev; "
-    "gap = dev - train, at the last point and at the point nearest to the selected checkpoint. With a supplement the "
-    "layer stage's train rows are the supplement's. Gaps of one objective can be compared, losses of two can't.",
+    "gap = dev - train, at the last point and at the point nearest to the selected checkpoint. Gaps of one objective "
+    "can be compared, losses of two can't. A cross entropy against the teacher holds the teacher's own entropy, which "
+    "differs between train and dev: for layers the distance (a KL) tells more. With a supplement, its rows are beside.",
     "labels": "Loss of the finished student with the hard labels (cross entropy in nats, or squared error): train on "
     "the rows of the surface (with their noise, if the task has any), dev on the rows of the noise study.",
     "surface": "L(a, b) = hard-label loss on train rows at weights w + a*u + b*v; u, v Gaussian, every filter (row of "
@@ -202,6 +203,9 @@ def write(places: Places, settings: Settings, out: Path, described: Sequence[Map
     """Write the plots, analysis.json and graph.json (what the analyses are made of) into `out`; returns the plots."""
     with disk_errors("writing the analysis", out):
         out.mkdir(parents=True, exist_ok=True)
+        before = _read(out / "analysis.json").get("plots", []) if (out / "analysis.json").is_file() else []
+        for name in before:  # plots of other settings would look like those of these numbers
+            (out / Path(name).name).unlink(missing_ok=True)
         drawn = []
         for place, groups in places.items():
             suffix = "" if len(places) == 1 else "-" + re.sub(r"\W+", "_", "-".join(place))

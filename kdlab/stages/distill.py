@@ -14,7 +14,7 @@ from kdlab.context import Context
 from kdlab.engine import device
 from kdlab.models.taps import Tapped
 from kdlab.stages.encoder import TaskData, new_model, on, parameters_without_gradient, saved_model, train
-from kdlab.stages.steps import JointStep, LayerStep, LogitStep
+from kdlab.stages.steps import JointStep, LayerStep, LogitStep, Objective
 
 
 def distill_layers(
@@ -32,7 +32,6 @@ def distill_layers(
     seed: int,
     precision: str,
     max_steps: int | None,
-    curves: int,
     forward_rows: int | None,
     processes: int | None = None,
 ) -> None:
@@ -40,13 +39,12 @@ def distill_layers(
 
     The teacher is the fine-tuned one (`teacher`), or what it was before (`base`, new weights drawn from `base_seed`).
     Rows are those of `supplement`, if there is one, else the task's own.
-    `objective` holds the fields of `config.LayerFit` that `config.Fit` has not. `forward_rows` is the size of one
+    `objective` holds the fields of `config.LayerObjective` that `config.Fit` has not. `forward_rows` is the size of one
     forward pass where examples are coupled, `processes` the number that share a batch: both decide who is mixed with
     whom, and which rows decide on a transport, so they are values and not placement. None where nothing is coupled.
     """
     assert processes in (None, device.World.current().size)
     task = TaskData(data)
-    texts = None if supplement is None else TaskData(supplement)
     place = device.pick_device(context.hardware)
     kernel = device.attention_kernel(place, train=True)
     if teacher is not None:
@@ -54,37 +52,23 @@ def distill_layers(
     else:
         assert base is not None
         guide = new_model(base, task, seed=base_seed, kernel=kernel)
-    guide = guide.to(place).eval().requires_grad_(False)
-    pupil = new_model(student, task, seed=seed, kernel=kernel)
-    add_projection(pupil, guide, always=objective["projection"] == "always", seed=seed)
-    pupil.to(place)
-    step = LayerStep(guide, objective, layers=(depth(pupil), depth(guide)), precision=precision, place=place)
-    step.keep_average(pupil)
-
-    def probe() -> Tensor:
-        """The loss of two training rows, to see which parameters it reaches."""
-        batch = task.rows(task.split("train"), [0, 1], pad_to_max=pad_to_max)
-        return step.loss(pupil, on(place, batch), None, 0.0).total
-
-    with device.frozen(parameters_without_gradient(pupil, probe)):
-        train(
-            context,
-            pupil,
-            step,
-            task,
-            fit_values=fit,
-            texts=texts,
-            seed=seed,
-            precision=precision,
-            max_steps=max_steps,
-            pad_to_max=pad_to_max,
-            curves=curves,
-            select_on=None,
-            state=step.state(),
-            after_step=lambda: step.after_step(pupil),
-            forward_rows=forward_rows,
-        )
-    save_projection(context, pupil)
+    pupil, step = layer_step(guide, student, task, objective, seed=seed, precision=precision, place=place)
+    train_layers(
+        context,
+        pupil,
+        step,
+        step,
+        task,
+        place=place,
+        fit_values=fit,
+        texts=None if supplement is None else TaskData(supplement),
+        seed=seed,
+        precision=precision,
+        max_steps=max_steps,
+        pad_to_max=pad_to_max,
+        select_on=None,
+        forward_rows=forward_rows,
+    )
 
 
 def distill_logits(
@@ -96,13 +80,12 @@ def distill_logits(
     layers: Path | None = None,
     fit: Mapping[str, Any],
     objective: Mapping[str, Any],
-    metric: str,
+    metric: str | None,
     select_on: str,
     pad_to_max: bool,
     seed: int,
     precision: str,
     max_steps: int | None,
-    curves: int,
     forward_rows: int | None = None,
     processes: int | None = None,
 ) -> None:
@@ -131,7 +114,6 @@ def distill_logits(
         precision=precision,
         max_steps=max_steps,
         pad_to_max=pad_to_max,
-        curves=curves,
         select_on=select_on,
         metric=metric,
         forward_rows=forward_rows,
@@ -146,13 +128,12 @@ def distill_joint(
     student: Mapping[str, Any],
     fit: Mapping[str, Any],
     objective: Mapping[str, Any],
-    metric: str,
+    metric: str | None,
     select_on: str,
     pad_to_max: bool,
     seed: int,
     precision: str,
     max_steps: int | None,
-    curves: int,
     forward_rows: int | None,
     processes: int | None = None,
 ) -> None:
@@ -164,38 +145,79 @@ def distill_joint(
     assert processes in (None, device.World.current().size)
     task = TaskData(data)
     place = device.pick_device(context.hardware)
-    kernel = device.attention_kernel(place, train=True)
-    guide = saved_model(teacher / "model", kernel=kernel).to(place).eval().requires_grad_(False)
-    pupil = new_model(student, task, seed=seed, kernel=kernel)
+    guide = saved_model(teacher / "model", kernel=device.attention_kernel(place, train=True))
+    pupil, layers = layer_step(guide, student, task, objective, seed=seed, precision=precision, place=place)
+    train_layers(
+        context,
+        pupil,
+        layers,
+        JointStep(layers, objective, kind=task.kind),
+        task,
+        place=place,
+        fit_values=fit,
+        seed=seed,
+        precision=precision,
+        max_steps=max_steps,
+        pad_to_max=pad_to_max,
+        select_on=select_on,
+        metric=metric,
+        forward_rows=forward_rows,
+    )
+
+
+def layer_step(
+    teacher: Tapped,
+    student: Mapping[str, Any],
+    task: TaskData,
+    objective: Mapping[str, Any],
+    *,
+    seed: int,
+    precision: str,
+    place: torch.device,
+) -> tuple[Tapped, LayerStep]:
+    """The new student, with its projection if it needs one, and the step that trains its layers; all on `place`."""
+    guide = teacher.to(place).eval().requires_grad_(False)
+    pupil = new_model(student, task, seed=seed, kernel=device.attention_kernel(place, train=True))
     add_projection(pupil, guide, always=objective["projection"] == "always", seed=seed)
     pupil.to(place)
-    layers = LayerStep(guide, objective, layers=(depth(pupil), depth(guide)), precision=precision, place=place)
-    layers.keep_average(pupil)
-    step = JointStep(layers, objective, kind=task.kind)
+    step = LayerStep(guide, objective, layers=(depth(pupil), depth(guide)), precision=precision, place=place)
+    step.keep_average(pupil)
+    return pupil, step
+
+
+def train_layers(
+    context: Context,
+    pupil: Tapped,
+    layers: LayerStep,
+    objective: Objective,
+    task: TaskData,
+    *,
+    place: torch.device,
+    pad_to_max: bool,
+    **settings: Any,
+) -> None:
+    """Train what the objective reaches; keep the projection beside the model, which is published without it."""
 
     def probe() -> Tensor:
-        batch = on(place, task.rows(task.split("train"), [0, 1], pad_to_max=pad_to_max))
-        return step.clean(pupil, batch)[0].total
+        """The loss of two training rows, to see which parameters it reaches."""
+        split = task.split("train")
+        batch = task.rows(split, range(min(2, len(split))), pad_to_max=pad_to_max)
+        return objective.clean(pupil, on(place, batch))[0].total
 
     with device.frozen(parameters_without_gradient(pupil, probe)):
         train(
             context,
             pupil,
-            step,
+            objective,
             task,
-            fit_values=fit,
-            seed=seed,
-            precision=precision,
-            max_steps=max_steps,
             pad_to_max=pad_to_max,
-            curves=curves,
-            select_on=select_on,
-            metric=metric,
             state=layers.state(),
             after_step=lambda: layers.after_step(pupil),
-            forward_rows=forward_rows,
+            **settings,
         )
-    save_projection(context, pupil)
+    if pupil.projection is not None and device.World.current().first:
+        weights = {name: value.contiguous() for name, value in pupil.projection.state_dict().items()}
+        save_file(weights, context.out / "projection.safetensors")
 
 
 def depth(model: Tapped) -> int:
@@ -214,11 +236,3 @@ def add_projection(student: Tapped, teacher: Tapped, *, always: bool, seed: int)
         linear.weight.normal_(0.0, 0.02, generator=generator)
         linear.bias.zero_()
     student.projection = linear
-
-
-def save_projection(context: Context, student: Tapped) -> None:
-    """Keep the linear map beside the model, which is published without it."""
-    if student.projection is None or not device.World.current().first:
-        return
-    weights = {name: value.contiguous() for name, value in student.projection.state_dict().items()}
-    save_file(weights, context.out / "projection.safetensors")

@@ -184,7 +184,6 @@ def follower(
 
     samples: by name, the data and its split. scored: whether the model's logits are answers already.
     """
-    place = next(model.parameters()).device
     drawn = {}
     for name, (data, split_name) in samples.items():
         split = data.split(split_name)
@@ -204,6 +203,7 @@ def follower(
     def follow() -> dict[str, Any]:
         losses: dict[str, float] = {}
         scores: dict[str, dict[str, float]] = {}
+        place = next(model.parameters()).device
         for name, (data, split, batches) in drawn.items():
             total, count = 0.0, 0.0
             logits = []
@@ -233,7 +233,6 @@ def train(
     precision: str,
     max_steps: int | None,
     pad_to_max: bool,
-    curves: int,
     select_on: str | None,
     metric: str | None = None,
     texts: TaskData | None = None,
@@ -244,8 +243,7 @@ def train(
     """Train on the task's training rows and leave `model/`, `history.json` and `metrics.jsonl` in the artifact.
 
     texts: train on its rows in place of the task's. select_on: the split whose `metric` chooses the checkpoint, "last"
-    to keep the last one, or None for a stage without labels, which is not scored. curves: rows that its loss is
-    followed on; 0: none.
+    to keep the last one, or None for a stage without labels, which is not scored.
     """
     if precision == "bf16" and device.pick_device(context.hardware).type == "cpu" and device.native_bf16() is False:
         context.note("this processor does not compute in bf16 and is very slow at it: precision=fp32 is quicker here")
@@ -265,15 +263,16 @@ def train(
     size = context.hardware.eval_batch
     evaluate, follow = None, None
     if select_on is not None:
-        assert metric is not None
         splits = [name for name in ("heldout", "dev") if name in data.splits(labelled=True)]
-        evaluate = evaluator(model, data, splits=splits, first=metric, batch_size=size, pad_to_max=pad_to_max)
-    if curves:
+        first = metric or data.metrics[0]
+        evaluate = evaluator(model, data, splits=splits, first=first, batch_size=size, pad_to_max=pad_to_max)
+    if context.curves:
+        samples = {"train": (data, "train"), "dev": (data, "dev")}
         follow = follower(
             model,
             objective,
-            {"train": (source, "train"), "dev": (data, "dev")},
-            rows=curves,
+            samples if texts is None else {**samples, "supplement": (texts, "train")},
+            rows=context.curves,
             batch_size=size,
             pad_to_max=pad_to_max,
             scored=select_on is not None,

@@ -18,13 +18,12 @@ def finetune(
     data: Path,
     model: Mapping[str, Any],
     fit: Mapping[str, Any],
-    metric: str,
+    metric: str | None,
     select_on: str,
     pad_to_max: bool,
     seed: int,
     precision: str,
     max_steps: int | None,
-    curves: int,
 ) -> None:
     """Cross entropy for classification, squared error for regression; one number per example, averaged."""
     task = TaskData(data)
@@ -41,5 +40,4 @@ def finetune(
         seed=seed,
         precision=precision,
         max_steps=max_steps,
-        curves=curves,
     )

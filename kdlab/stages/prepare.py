@@ -43,11 +43,11 @@ def prepare(
     """Write `{train,heldout,dev}.arrow` in the canonical columns of `kdlab.data.tasks`.
 
     In this order: where the source has no dev (a single local file, or `splits.dev` null), a tenth of train becomes
-    dev; `few` of the training rows are drawn with `seed`; `imbalance` thins out their classes; the share `heldout` of
-    what is left is set aside; `noise` changes labels of train and held-out rows, which get a column `clean_label`;
-    `dev_limit` draws from dev, `rows` from every split. What is cut, set aside or limited is drawn by a fixed seed, so
-    that all runs are scored on the same rows; a part of train by class, and none by a noisy label. Rows stay in the
-    order of the source.
+    dev (where `splits` has no key dev, none is wanted); `few` of the training rows are drawn with `seed`; `imbalance`
+    thins out their classes; the share `heldout` of what is left is set aside; `noise` changes labels of train and
+    held-out rows, which get a column `clean_label`; `dev_limit` draws from dev, `rows` from every split. What is cut,
+    set aside or limited is drawn by a fixed seed, so that all runs are scored on the same rows; a part of train by
+    class, and none by a noisy label. Rows stay in the order of the source.
 
     few, imbalance, noise: as in `kdlab.config`, without `teacher`; None is off. A row's noise is that of its place in
     the source, whatever else is chosen: so runs that share rows share their noise.
@@ -71,7 +71,10 @@ def prepare(
     _check_variety(train, labels, raw.where, warnings)
     clean = train["label"].to_numpy()  # by row number
 
-    if splits.get("dev") is None or tasks.is_single_file(source):
+    dev: pa.Table | None = None
+    if "dev" not in splits:
+        pass
+    elif splits["dev"] is None or tasks.is_single_file(source):
         train, dev = _set_aside(train, CUT_DEV, kind, what="dev")
     else:
         dev_raw = tasks.read_raw(source, splits["dev"], text=text, label=label)
@@ -91,7 +94,7 @@ def prepare(
         train, conditions["few"] = _few(train, few, kind, labels, seed, warnings)
     if imbalance and imbalance["ratio"] != 1:
         train, conditions["imbalance"] = _imbalance(train, imbalance, labels)
-    tables = {"train": train, "dev": dev}
+    tables = {"train": train} if dev is None else {"train": train, "dev": dev}
     if heldout:
         tables["train"], tables["heldout"] = _set_aside(train, heldout, kind, what="the held-out part")
     _check_left(tables["train"], found, labels, conditions, warnings)
@@ -103,7 +106,7 @@ def prepare(
                 tables[name] = _relabelled(tables[name], noisy)
 
     # the limits
-    if dev_limit is not None:
+    if dev_limit is not None and dev is not None:
         tables["dev"] = _draw(tables["dev"], dev_limit, SPLIT_SEED)
     if rows is not None:
         tables = {name: _draw(table, rows, SPLIT_SEED) for name, table in tables.items()}

@@ -62,14 +62,16 @@ class LogitStep:
     """The teacher's logits, the hard labels, both also on mixed inputs: `config.LogitFit` without its `Fit`.
 
     clean * [(1 - alpha) * soft + alpha * hard] + mixed.logit * soft of the mixture + mixed.label * hard of the mixture,
-    with soft = tau^2 cross entropy at temperature tau, or ((z_S - z_T) / tau)^2 for regression (papers.md 1.3).
+    with soft = tau^2 cross entropy at temperature tau, or ((z_S - z_T) / tau)^2 for regression.
+    Source: CR-ILD losses.py:7-19, training_functions.py:99-101.
     """
 
     def __init__(
         self, teacher: Tapped, values: Mapping[str, Any], *, kind: str, precision: str, place: torch.device
     ) -> None:
         self.teacher, self.kind, self.precision, self.place = teacher, kind, precision, place
-        self.alpha, self.clean_weight = float(values["alpha"]), float(values["clean"])
+        self.clean_weight = float(values["clean"])
+        self.alpha = float(values["alpha"]) if self.clean_weight else 0.0
         self.mixed: Mapping[str, Any] = values["mixed"]
         self.soft: dict[str, Any] = {
             "kind": kind,
@@ -90,10 +92,11 @@ class LogitStep:
     def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
         logits = model(batch).logits
         weight = self.clean_weight or 1.0  # a stage of mixed inputs only is followed by its soft labels
-        return Loss.of(self.clean_terms(logits, self.target(batch, None), batch["labels"], weight)), logits
+        target = self.target(batch, None, "fp32")
+        return Loss.of(self.clean_terms(logits, target, batch["labels"], weight)), logits
 
-    def target(self, batch: Batch, lam: float | None) -> Tensor:
-        with torch.no_grad(), device.autocast(self.place, self.precision):
+    def target(self, batch: Batch, lam: float | None, precision: str) -> Tensor:
+        with torch.no_grad(), device.autocast(self.place, precision):
             views: Views = self.teacher(batch, lam=lam)
         return views.logits
 
@@ -101,9 +104,9 @@ class LogitStep:
         """The weighted terms, and the logits of the last view [B, C]."""
         terms: Weighted = {}
         from_clean = lam is not None and self.mixed["target"] == "clean"
-        target = self.target(batch, None) if self.clean_weight or from_clean else None
+        of_clean = "logit" in _clean_names(self.clean_weight, self.alpha)
+        target = self.target(batch, None, self.precision) if of_clean or from_clean else None
         if self.clean_weight:
-            assert target is not None
             logits = model(batch).logits
             terms |= self.clean_terms(logits, target, batch["labels"], self.clean_weight)
         if lam is not None:
@@ -113,14 +116,14 @@ class LogitStep:
                     assert target is not None
                     soft = mixed_soft(logits, target, lam=lam, **self.soft)
                 else:
-                    soft = soft_label(logits, self.target(batch, lam), **self.soft)
+                    soft = soft_label(logits, self.target(batch, lam, self.precision), **self.soft)
                 terms["mixed_logit"] = (float(self.mixed["logit"]), soft)
             if self.mixed["label"]:
                 hard = mixed_label(logits, batch["labels"], lam=lam, kind=self.kind)
                 terms["mixed_label"] = (float(self.mixed["label"]), hard)
         return Loss.of(terms), logits
 
-    def clean_terms(self, logits: Tensor, target: Tensor, labels: Tensor, weight: float) -> Weighted:
+    def clean_terms(self, logits: Tensor, target: Tensor | None, labels: Tensor, weight: float) -> Weighted:
         return _clean_terms(logits, target, labels, weight=weight, alpha=self.alpha, soft=self.soft)
 
 
@@ -131,12 +134,13 @@ def _clean_names(weight: float, alpha: float) -> list[str]:
 
 
 def _clean_terms(
-    logits: Tensor, target: Tensor, labels: Tensor, *, weight: float, alpha: float, soft: Mapping[str, Any]
+    logits: Tensor, target: Tensor | None, labels: Tensor, *, weight: float, alpha: float, soft: Mapping[str, Any]
 ) -> Weighted:
-    """weight * [(1 - alpha) * soft + alpha * hard], each by its name."""
+    """weight * [(1 - alpha) * soft + alpha * hard], each by its name; target is needed for the soft ones."""
     terms: Weighted = {}
     for name in _clean_names(weight, alpha):
         if name == "logit":
+            assert target is not None
             terms[name] = (weight * (1.0 - alpha), soft_label(logits, target, **soft))
         else:
             terms[name] = (weight * alpha, hard_label(logits, labels, kind=soft["kind"]))
@@ -144,9 +148,10 @@ def _clean_terms(
 
 
 class LayerStep:
-    """Inner layers, papers.md 1.3: the layer terms, on mixed inputs if asked for, plus the consistency terms.
+    """Inner layers: the layer terms, on mixed inputs if asked for, plus the consistency terms.
 
-    `objective` holds the fields of `config.LayerFit` that `config.Fit` has not.
+    `objective` holds the fields of `config.LayerObjective` that `config.Fit` has not.
+    Source: CR-ILD training_functions.py:220-354.
     """
 
     def __init__(
@@ -232,19 +237,19 @@ class LayerStep:
             self.reset_at = progress.step
 
     def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
-        target, views = self.views(model, batch, None)
+        target, views = self.views(model, batch, None, "fp32")
         return Loss.of(self.layer_terms(views, target, batch)), views.logits
 
-    def views(self, model: nn.Module, batch: Batch, lam: float | None) -> tuple[Views, Views]:
+    def views(self, model: nn.Module, batch: Batch, lam: float | None, precision: str) -> tuple[Views, Views]:
         """(the teacher's, the student's) on the same input."""
-        with torch.no_grad(), device.autocast(self.place, self.precision):
+        with torch.no_grad(), device.autocast(self.place, precision):
             target: Views = self.teacher(batch, taps=self.taps(1), lam=lam)
         return target, model(batch, taps=self.taps(0), lam=lam)
 
     def loss(
         self, model: nn.Module, batch: Batch, lam: float | None, consistency_weight: float, *, learn: bool = False
     ) -> Loss:
-        target, mixed = self.views(model, batch, lam)
+        target, mixed = self.views(model, batch, lam, self.precision)
         terms = self.layer_terms(mixed, target, batch, learn=learn)
         return Loss.of(terms | self.consistency_terms(model, mixed, batch, lam, consistency_weight))
 
@@ -336,21 +341,24 @@ class JointStep:
         return self.loss(model, batch, self.layers.mix(progress), self.layers.weight(progress), learn=True)[0]
 
     def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
-        return self.loss(model, batch, None, 0.0)
+        target, views = self.layers.views(model, batch, None, "fp32")
+        return Loss.of(self.terms(views, target, batch, self.layers.layer_terms(views, target, batch))), views.logits
 
     def loss(
         self, model: nn.Module, batch: Batch, lam: float | None, consistency_weight: float, *, learn: bool = False
     ) -> tuple[Loss, Tensor]:
-        target, views = self.layers.views(model, batch, lam)
+        target, views = self.layers.views(model, batch, lam, self.layers.precision)
         inner = self.layers.layer_terms(views, target, batch, learn=learn)
         inner |= self.layers.consistency_terms(model, views, batch, lam, consistency_weight)
-        terms = {name: (self.layer_weight * weight, values) for name, (weight, values) in inner.items()}
+        terms = self.terms(views, target, batch, inner)
+        if lam is not None and "label" in terms:
+            hard = mixed_label(views.logits, batch["labels"], lam=lam, kind=self.kind)
+            terms["label"] = (terms["label"][0], hard)
+        return Loss.of(terms), views.logits
+
+    def terms(self, student: Views, teacher: Views, batch: Batch, inner: Weighted) -> Weighted:
+        """The terms of the layers and those of the logits, weighted."""
         outer = _clean_terms(
-            views.logits, target.logits, batch["labels"], weight=self.logit_weight, alpha=self.alpha, soft=self.soft
+            student.logits, teacher.logits, batch["labels"], weight=self.logit_weight, alpha=self.alpha, soft=self.soft
         )
-        if lam is not None and "label" in outer:
-            outer["label"] = (
-                outer["label"][0],
-                mixed_label(views.logits, batch["labels"], lam=lam, kind=self.kind),
-            )
-        return Loss.of(terms | outer), views.logits
+        return {name: (self.layer_weight * weight, values) for name, (weight, values) in inner.items()} | outer
