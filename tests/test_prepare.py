@@ -104,6 +104,14 @@ def test_heldout_and_dev_do_not_depend_on_the_seed(run: Prepare, folder: Path) -
     assert ids == sorted(ids) and ids != list(range(20))
 
 
+def test_without_a_word_of_dev_train_is_whole(run: Prepare, folder: Path) -> None:
+    """A supplement: nothing is cut, nothing set aside, and no dev is read."""
+    tables, facts, _ = run(folder, splits={"train": "train"}, heldout=0.0, dev_limit=None)
+    assert set(tables) == {"train"} and facts["rows"] == {"train": tables["train"].num_rows}
+    whole, _, _ = run(folder, heldout=0.0)
+    assert tables["train"].equals(whole["train"])
+
+
 def test_debug_rows_limit_every_split(run: Prepare, folder: Path) -> None:
     _, facts, _ = run(folder, rows=8, few=few(100), dev_limit=12)
     assert facts["rows"] == {"train": 8, "dev": 8, "heldout": 8}

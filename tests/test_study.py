@@ -277,7 +277,7 @@ def test_distances_of_known_states() -> None:
         ("last", [], (2, 4), [(2, 4)], [(1, 2), (2, 4)]),
         (None, [], (3, 6), [], [(1, 2), (2, 4), (3, 6)]),
         (None, [], (2, 3), [], [(2, 3)]),  # the depths do not divide
-        ("pairs", ["1:1"], (2, 4), [(1, 1)], [(1, 1), (1, 2), (2, 4)]),
+        ("pairs", ["1-1"], (2, 4), [(1, 1)], [(1, 1), (1, 2), (2, 4)]),
     ],
 )
 def test_compared_pairs(layer_map: Any, pairs: Any, depths: tuple[int, int], mapped: Any, compared: Any) -> None:
