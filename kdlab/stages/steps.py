@@ -7,6 +7,7 @@ moving average or change of state, for the curves of train and dev.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -58,42 +59,74 @@ class LabelStep:
         return ["label"]
 
 
-class LogitStep:
-    """The teacher's logits, the hard labels, both also on mixed inputs: `config.LogitFit` without its `Fit`.
+@dataclass(frozen=True)
+class Labels:
+    """weight * [(1 - alpha) * soft labels + alpha * hard labels] of one view.
 
-    clean * [(1 - alpha) * soft + alpha * hard] + mixed.logit * soft of the mixture + mixed.label * hard of the mixture,
-    with soft = tau^2 cross entropy at temperature tau, or ((z_S - z_T) / tau)^2 for regression.
+    Soft: tau^2 cross entropy at temperature tau, or ((z_S - z_T) / tau)^2 for regression.
     Source: CR-ILD losses.py:7-19, training_functions.py:99-101.
+    """
+
+    weight: float
+    alpha: float
+    kind: str
+    temperature: float
+    scale: str  # of a regression: "none" or "tau2"
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], *, weight: float, kind: str) -> Labels:
+        """From the fields of `config.LogitFit` or `config.JointFit`."""
+        return cls(weight, float(values["alpha"]), kind, float(values["temperature"]), values["regression_scale"])
+
+    @property
+    def names(self) -> list[str]:
+        """Those that have a weight."""
+        shares = (("logit", 1.0 - self.alpha), ("label", self.alpha))
+        return [name for name, share in shares if self.weight and share]
+
+    @property
+    def soft(self) -> dict[str, Any]:
+        return {"kind": self.kind, "temperature": self.temperature, "scale": self.scale}
+
+    def terms(self, logits: Tensor, target: Tensor | None, labels: Tensor) -> Weighted:
+        """target: the teacher's logits, if soft labels have a weight."""
+        terms: Weighted = {}
+        for name in self.names:
+            if name == "logit":
+                assert target is not None
+                terms[name] = (self.weight * (1.0 - self.alpha), soft_label(logits, target, **self.soft))
+            else:
+                terms[name] = (self.weight * self.alpha, hard_label(logits, labels, kind=self.kind))
+        return terms
+
+
+class LogitStep:
+    """The labels of clean inputs, and of mixed ones: `config.LogitFit` without its `Fit`.
+
+    clean * [(1 - alpha) * soft + alpha * hard] + mixed.logit * soft of the mixture + mixed.label * hard of the mixture.
     """
 
     def __init__(
         self, teacher: Tapped, values: Mapping[str, Any], *, kind: str, precision: str, place: torch.device
     ) -> None:
-        self.teacher, self.kind, self.precision, self.place = teacher, kind, precision, place
-        self.clean_weight = float(values["clean"])
-        self.alpha = float(values["alpha"]) if self.clean_weight else 0.0
+        self.teacher, self.precision, self.place = teacher, precision, place
+        self.labels = Labels.of(values, weight=float(values["clean"]), kind=kind)
         self.mixed: Mapping[str, Any] = values["mixed"]
-        self.soft: dict[str, Any] = {
-            "kind": kind,
-            "temperature": values["temperature"],
-            "scale": values["regression_scale"],
-        }
 
     def expected(self) -> list[str]:
-        names = _clean_names(self.clean_weight, self.alpha)
-        if self.mixed["mixup"]:
-            names += [f"mixed_{name}" for name in ("logit", "label") if self.mixed[name]]
-        return names
+        if not self.mixed["mixup"]:
+            return self.labels.names
+        return [*self.labels.names, *(f"mixed_{name}" for name in ("logit", "label") if self.mixed[name])]
 
     def __call__(self, model: nn.Module, batch: Batch, progress: Progress) -> Loss:
         lam = folded_beta(progress.rng, self.mixed["mixup"]) if self.mixed["mixup"] else None
         return self.loss(model, batch, lam)[0]
 
     def clean(self, model: nn.Module, batch: Batch) -> tuple[Loss, Tensor]:
+        """A stage of mixed inputs only is followed by its soft labels."""
+        labels = self.labels if self.labels.weight else replace(self.labels, weight=1.0, alpha=0.0)
         logits = model(batch).logits
-        weight = self.clean_weight or 1.0  # a stage of mixed inputs only is followed by its soft labels
-        target = self.target(batch, None, "fp32")
-        return Loss.of(self.clean_terms(logits, target, batch["labels"], weight)), logits
+        return Loss.of(labels.terms(logits, self.target(batch, None, "fp32"), batch["labels"])), logits
 
     def target(self, batch: Batch, lam: float | None, precision: str) -> Tensor:
         with torch.no_grad(), device.autocast(self.place, precision):
@@ -104,47 +137,24 @@ class LogitStep:
         """The weighted terms, and the logits of the last view [B, C]."""
         terms: Weighted = {}
         from_clean = lam is not None and self.mixed["target"] == "clean"
-        of_clean = "logit" in _clean_names(self.clean_weight, self.alpha)
-        target = self.target(batch, None, self.precision) if of_clean or from_clean else None
-        if self.clean_weight:
+        wanted = "logit" in self.labels.names or from_clean
+        target = self.target(batch, None, self.precision) if wanted else None
+        if self.labels.weight:
             logits = model(batch).logits
-            terms |= self.clean_terms(logits, target, batch["labels"], self.clean_weight)
+            terms |= self.labels.terms(logits, target, batch["labels"])
         if lam is not None:
             logits = model(batch, lam=lam).logits
             if self.mixed["logit"]:
                 if from_clean:
                     assert target is not None
-                    soft = mixed_soft(logits, target, lam=lam, **self.soft)
+                    soft = mixed_soft(logits, target, lam=lam, **self.labels.soft)
                 else:
-                    soft = soft_label(logits, self.target(batch, lam, self.precision), **self.soft)
+                    soft = soft_label(logits, self.target(batch, lam, self.precision), **self.labels.soft)
                 terms["mixed_logit"] = (float(self.mixed["logit"]), soft)
             if self.mixed["label"]:
-                hard = mixed_label(logits, batch["labels"], lam=lam, kind=self.kind)
+                hard = mixed_label(logits, batch["labels"], lam=lam, kind=self.labels.kind)
                 terms["mixed_label"] = (float(self.mixed["label"]), hard)
         return Loss.of(terms), logits
-
-    def clean_terms(self, logits: Tensor, target: Tensor | None, labels: Tensor, weight: float) -> Weighted:
-        return _clean_terms(logits, target, labels, weight=weight, alpha=self.alpha, soft=self.soft)
-
-
-def _clean_names(weight: float, alpha: float) -> list[str]:
-    if not weight:
-        return []
-    return [name for name, share in (("logit", 1.0 - alpha), ("label", alpha)) if share]
-
-
-def _clean_terms(
-    logits: Tensor, target: Tensor | None, labels: Tensor, *, weight: float, alpha: float, soft: Mapping[str, Any]
-) -> Weighted:
-    """weight * [(1 - alpha) * soft + alpha * hard], each by its name; target is needed for the soft ones."""
-    terms: Weighted = {}
-    for name in _clean_names(weight, alpha):
-        if name == "logit":
-            assert target is not None
-            terms[name] = (weight * (1.0 - alpha), soft_label(logits, target, **soft))
-        else:
-            terms[name] = (weight * alpha, hard_label(logits, labels, kind=soft["kind"]))
-    return terms
 
 
 class LayerStep:
@@ -317,24 +327,18 @@ class LayerStep:
 
 
 class JointStep:
-    """Inner layers and logits in one stage, from one forward pass of each model.
+    """Inner layers and labels in one stage, from one forward pass of each model.
 
     layer_weight * (layer and consistency terms) + logit_weight * [(1 - alpha) * soft + alpha * hard]; on mixed inputs
     all of them are of the mixture.
     """
 
     def __init__(self, layers: LayerStep, values: Mapping[str, Any], *, kind: str) -> None:
-        self.layers, self.kind = layers, kind
-        self.layer_weight, self.logit_weight = float(values["layer_weight"]), float(values["logit_weight"])
-        self.alpha = float(values["alpha"])
-        self.soft: dict[str, Any] = {
-            "kind": kind,
-            "temperature": values["temperature"],
-            "scale": values["regression_scale"],
-        }
+        self.layers, self.layer_weight = layers, float(values["layer_weight"])
+        self.labels = Labels.of(values, weight=float(values["logit_weight"]), kind=kind)
 
     def expected(self) -> list[str]:
-        return [*self.layers.expected(), *_clean_names(self.logit_weight, self.alpha)]
+        return [*self.layers.expected(), *self.labels.names]
 
     def __call__(self, model: nn.Module, batch: Batch, progress: Progress) -> Loss:
         self.layers.start_epoch(progress)
@@ -352,13 +356,11 @@ class JointStep:
         inner |= self.layers.consistency_terms(model, views, batch, lam, consistency_weight)
         terms = self.terms(views, target, batch, inner)
         if lam is not None and "label" in terms:
-            hard = mixed_label(views.logits, batch["labels"], lam=lam, kind=self.kind)
+            hard = mixed_label(views.logits, batch["labels"], lam=lam, kind=self.labels.kind)
             terms["label"] = (terms["label"][0], hard)
         return Loss.of(terms), views.logits
 
     def terms(self, student: Views, teacher: Views, batch: Batch, inner: Weighted) -> Weighted:
-        """The terms of the layers and those of the logits, weighted."""
-        outer = _clean_terms(
-            student.logits, teacher.logits, batch["labels"], weight=self.logit_weight, alpha=self.alpha, soft=self.soft
-        )
+        """The terms of the layers and those of the labels, weighted."""
+        outer = self.labels.terms(student.logits, teacher.logits, batch["labels"])
         return {name: (self.layer_weight * weight, values) for name, (weight, values) in inner.items()} | outer
