@@ -58,7 +58,6 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
             30: "the file system is read-only: point `store=` and `outputs=` at a place that can be written",
             13: "make the folder writable, or point `store=` and `outputs=` elsewhere",
             20: "a file is in the way: point `store=` and `outputs=` at folders",
-            2: "that place can't hold files: give another folder",
         }
         if number not in fixes:
             raise

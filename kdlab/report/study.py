@@ -16,6 +16,7 @@ from rich.table import Table
 
 from kdlab import provenance
 from kdlab.artifacts import Store, disk_errors, write_json
+from kdlab.errors import StoreError
 from kdlab.graph import Stage
 from kdlab.report.summary import hundredfold, metric_name
 from kdlab.study import ANALYSES, Settings, Subject, grouped
@@ -202,7 +203,10 @@ def placed(subjects: Sequence[Subject], found: Mapping[Path, Numbers]) -> Places
 def write(places: Places, settings: Settings, out: Path, described: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write the plots, analysis.json and graph.json (what the analyses are made of) into `out`; returns the plots."""
     with disk_errors("writing the analysis", out):
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            raise StoreError("that place can't hold a folder", where=str(out), fix="give another --out") from error
         before = _read(out / "analysis.json").get("plots", []) if (out / "analysis.json").is_file() else []
         for name in before:  # plots of other settings would look like those of these numbers
             (out / Path(name).name).unlink(missing_ok=True)
