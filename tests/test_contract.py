@@ -63,7 +63,7 @@ def words(name: str) -> str:
     return shlex.join([*given, *(word for word in shlex.split(TINY) if word.partition("=")[0] not in keys)])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each preset and variant, run once: its folder and what the command printed."""
     known: dict[str, tuple[Path, Done]] = {}
@@ -225,7 +225,7 @@ class Interrupted(KeyboardInterrupt):
     """The process was stopped."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def other_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A second store, so that every stage is made again."""
     return Lab(tmp_path_factory.mktemp("other"))

@@ -512,7 +512,8 @@ def test_several_runs_are_analysed_together_without_those_parts_they_have_not(
     analysed: Done, lab: Lab, run: Path
 ) -> None:
     outputs = run.parents[1]
-    assert lab.run(f"method=ft curves=0 {TINY}", outputs=outputs).code == 0
+    # a student of its own: one of the same values may be there, with curves
+    assert lab.run(f"method=ft curves=0 seed=77 {TINY}", outputs=outputs).code == 0
     done = lab.command(f"analyze {run.parent} {FEW} --what gap,noise,distance")
     assert done.code == 0, done.err
     found = read(outputs / "analysis" / "runs" / "analysis.json")
