@@ -101,7 +101,7 @@ def test_every_preset_on_regression(run: Path, hub_run: HubRun) -> None:
     presets = sorted(file.stem for file in (PROJECT / "conf" / "method").glob("*.yaml"))
     folder = run.parents[2]
     words = (*KDLAB, "train", "-m", f"method={','.join(presets)}", "task=glue/stsb", "model=minilm_6_to_3")
-    done = hub_run(*words, "debug=fast", "tracking=none", "name=presets", cwd=folder)
+    done = hub_run(*words, "debug=fast", "debug.rows=32", "tracking=none", "name=presets", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert f"{len(presets)} of {len(presets)} jobs finished" in done.stdout
     results = [
