@@ -15,6 +15,7 @@ GROUPS = {
     "methods": "method",
     "tasks": "task",
     "models": "model",
+    "rationales": "rationales",
     "hardware": "hardware",
     "experiments": "experiment",
 }

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from kdlab.config import Distillation, Encoder, Fit, JointFit, LayerObjective, Run, Task, walk
+from kdlab import checks_reasoning
+from kdlab.config import Distillation, Encoder, Fit, JointFit, LayerObjective, Reasoning, Run, Task, walk
 
 TRAINED = ("teacher", "student", "layers", "logits", "joint")  # stages that train, as method.stages names them
 PLANS = (
@@ -29,7 +30,11 @@ STATES = ("hidden", "embedding", "patient")  # relations that compare states
 METRICS = {
     "classification": ("accuracy", "f1", "macro_f1", "mcc"),
     "regression": ("pearson_spearman", "pearson", "spearman"),
+    "reasoning": ("accuracy",),
 }
+OF_REASONING = tuple(
+    f"task.{name}" for name in ("answer", "choices", "options", "suffix", "after", "compare", "source.key")
+)
 OWN_SPLITS = ("train", "heldout", "dev", "test")
 
 
@@ -66,6 +71,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("*.dev_limit", _at_least(1), "must be 1 or more"),
     ("*.rows", _at_least(1), "must be 1 or more"),
     ("model.*.num_layers", _at_least(1), "must be 1 or more"),
+    ("method.*.lora.rank", _at_least(0), "must be 0 (off) or more"),
+    ("method.*.lora.alpha", _positive, "must be more than 0"),
+    ("method.*.lora.dropout", _part, "must be at least 0 and less than 1"),
     ("method.*.epochs", _at_least(0), "must be 0 or more"),
     ("method.*.lr", _positive, "must be more than 0"),
     ("method.*.batch_size", _at_least(1), "must be 1 or more"),
@@ -83,8 +91,24 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("method.*.mixed.label", _at_least(0), "must be 0 or more"),
     ("method.*.consistency.weight", _at_least(0), "must be 0 (off) or more"),
     ("method.*.decay", _part, "must be at least 0 and less than 1"),
+    ("method.temperature", _at_least(0), "must be 0 (greedy) or more"),
     ("method.*.temperature", _positive, "must be more than 0"),
     ("method.*.alpha", _share, "must be between 0 and 1"),
+    ("*.partition.train", _at_least(1), "must be 1 or more"),
+    ("*.partition.limit", _at_least(1), "must be 1 or more"),
+    ("*.generate.objects", lambda value: 2 <= value <= 26, "must be 2 to 26"),
+    ("*.generate.*", _at_least(1), "must be 1 or more"),
+    ("model.vocabulary", _at_least(300), "must be 300 or more: 256 bytes, the special tokens, and some pieces"),
+    ("method.samples", _at_least(1), "must be 1 or more"),
+    ("method.prompt.max_prompt", _at_least(8), "must be 8 or more"),
+    ("method.student.max_target", _at_least(2), "must be 2 or more"),
+    ("method.answer.max_tokens*", _at_least(1), "must be 1 or more"),
+    ("method.curation.*", _at_least(1), "must be 1 or more"),
+    ("rationales.error_rate", _share, "is a share of the rationales: between 0 and 1"),
+    ("rationales.timeout", _positive, "must be more than 0 seconds"),
+    ("rationales.price.*", _at_least(0), "is in US dollars per million tokens: 0 or more"),
+    ("rationales.*", _at_least(1), "must be 1 or more"),
+    ("budget.*", _positive, "must be more than 0"),
     ("hardware.threads", lambda value: 0 <= value <= 1024, "must be 0 (as torch chooses) to 1024"),
     ("hardware.micro_batch", _at_least(0), "must be 0 (the whole batch) or more"),
     ("hardware.eval_batch", _at_least(1), "must be 1 or more"),
@@ -116,9 +140,13 @@ def check(run: Run) -> list[str]:
     problems += _task(run.task)
     if run.supplement is not None:
         problems += _supplement(run.supplement)
-    problems += _model(run)
     if isinstance(run.method, Distillation):
+        problems += _model(run)
         problems += _distillation(run, run.method)
+        if run.select_on == "test":
+            problems.append("select_on=test: is for reasoning tasks only; take heldout, dev or last")
+    if isinstance(run.method, Reasoning):
+        problems += checks_reasoning.check_method(run, run.method)
     if run.name is not None and not re.fullmatch(r"\w[\w.,=+-]*", run.name):
         problems.append(f"name={run.name}: names a folder; letters, digits and . , = + - _ only")
     for key in ("store", "outputs"):
@@ -175,6 +203,8 @@ def _layer_fits(method: Distillation) -> Iterator[tuple[str, LayerObjective]]:
 
 def labels(run: Run) -> list[str]:
     """Names of the stages that `fresh` may give."""
+    if isinstance(run.method, Reasoning):
+        return checks_reasoning.labels(run.method)
     found = ["prepare", "tokenise"]
     task = run.task
     if task.evaluations or task.splits.test:
@@ -218,8 +248,16 @@ def _no_effect(run: Run, path: str, given: Sequence[str]) -> str | None:
         return reason
     if path == "task.heldout" and run.select_on != "heldout":
         return f"select_on={run.select_on}"
+    if isinstance(method, Reasoning):
+        return checks_reasoning.no_effect(run, method, path, given)
     if not isinstance(method, Distillation):
         return None
+    if parts[0] in ("rationales", "budget"):
+        return f"method={method.name} (its teacher writes no rationales)"
+    if parts[:2] in (["task", "partition"], ["task", "generate"]) or path in OF_REASONING:
+        return f"task={run.task.name} (it is for reasoning tasks)"
+    if path in ("model.vocabulary", "model.base_url", "model.api"):
+        return f"model={run.model.name} (it is for models that generate)"
     if path == "seed" and method.stages == ["teacher"] and run.task.few.examples is None:
         return "method.stages=[teacher] (a teacher is trained with method.teacher_seed)"
     lacks = {
@@ -366,20 +404,25 @@ def _ranges(run: Run) -> Iterator[str]:
 def _task(task: Task, root: str = "task") -> Iterator[str]:
     source = task.source
     given = [name for name in ("hub", "path", "demo") if getattr(source, name) is not None]
-    if len(given) != 1:
+    archive = task.kind == "reasoning" and source.key is not None and not given  # said by check_task
+    if len(given) != 1 and not archive:
         lead = " and ".join(given) + " are given" if given else "nothing is given"
         yield f"{root}.source: {lead}; exactly one of hub, path, demo is needed"
     if source.config is not None and "hub" not in given:
         yield f"{root}.source.config={source.config}: only a data set on the Hub has configurations"
     if source.revision is not None and "hub" not in given:
         yield f"{root}.source.revision={source.revision}: only a data set on the Hub has revisions"
-    if not 1 <= len(task.text) <= 2:
+    if task.kind == "reasoning":
+        yield from checks_reasoning.check_task(task)
+        if not task.text:
+            yield f"{root}.text=[]: the column with the question is needed"
+    elif not 1 <= len(task.text) <= 2:
         yield f"{root}.text=[{','.join(task.text)}]: one or two columns are needed"
     elif len(set(task.text)) < len(task.text):
         yield f"{root}.text=[{','.join(task.text)}]: the same column twice"
     if root != "task":
         return
-    if given == ["hub"] and task.splits.dev is None:
+    if given == ["hub"] and task.splits.dev is None and task.kind != "reasoning":
         yield "task.splits.dev=null: a data set on the Hub needs one; only a local file is split by kdlab"
     if task.label in task.text:
         yield f"task.label={task.label}: is a column of task.text too, so the text would hold the answer"
@@ -438,17 +481,16 @@ def _answers(task: Task) -> Iterator[str]:
 
 
 def _model(run: Run) -> Iterator[str]:
+    """Of the family of distillation."""
     model, method = run.model, run.method
-    if model.kind == "decoder":
-        if method.family == "distillation":
-            yield (
-                f"model={model.name}: is a decoder; method={method.name} is of the family distillation, "
-                "which needs an encoder"
-            )
+    if model.kind != "encoder":
+        kind = "a decoder" if model.kind == "decoder" else "an endpoint"
+        yield (
+            f"model={model.name}: is {kind}; method={method.name} is of the family distillation, which needs an encoder"
+        )
         return
-    if run.task.kind == "reasoning" and method.family != "distillation":
-        yield f"task={run.task.name}: a reasoning task needs a decoder; model={model.name} is an encoder"
-    stages = method.stages if isinstance(method, Distillation) else list(TRAINED)
+    assert isinstance(method, Distillation)
+    stages = method.stages
     student, teacher = model.student, model.teacher
     wants_student = stages != ["teacher"]
     if "teacher" in stages or student.init == "cut":
@@ -461,6 +503,8 @@ def _model(run: Run) -> Iterator[str]:
     has_id = (teacher.id if "teacher" in stages or student.init == "cut" else None) or student.id
     if model.tokenizer == "pretrained" and not has_id:
         yield "model.tokenizer=pretrained: no model has an id; give one, or model.tokenizer=words"
+    if model.tokenizer == "pieces":
+        yield "model.tokenizer=pieces: is for models that generate; take pretrained or words"
     if model.tokenizer == "words":
         for path, encoder in (("model.teacher", teacher), ("model.student", student)):
             if encoder.init == "pretrained" and (path != "model.teacher" or "teacher" in stages) and wants_student:

@@ -18,6 +18,7 @@ from kdlab.errors import ConfigError, KdlabError, StoreError, bug
 if TYPE_CHECKING:
     from kdlab.compose import Composition, Job
     from kdlab.config import Hardware, Run
+    from kdlab.context import Requests
     from kdlab.engine.progress import Display
 
 EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 2, 1, 130
@@ -27,10 +28,11 @@ usage: kdlab VERB ...
 
   train       run a graph: kdlab train method=cr_ild task=glue/rte   (-m for a sweep, --help for all groups)
   plan        show the same graph: what is cached, what would run, how much work; runs nothing
-  list        what there is to choose from: kdlab list methods|tasks|models|hardware|experiments
+  list        what there is to choose from: kdlab list methods|tasks|models|rationales|hardware|experiments
   doctor      look at device, versions, Hub, wandb and store, each problem with its fix
   store       the artifacts: kdlab store ls|verify|prune
   analyze     how much finished runs overfit: curves, loss surface, noise on weights, distance to the teacher
+  samples     look at a reasoning run: questions, rationales, answers, right or wrong
   sync        send finished runs to Weights & Biases: kdlab sync outputs/runs/*
   completion  shell completion: eval "$(kdlab completion bash)"
 
@@ -185,10 +187,12 @@ def execute_alone(folder: Any, *, brief: bool, renewed: set[str]) -> int:
 
     from kdlab import runner
     from kdlab.artifacts import Artifact, Store, disk_errors
+    from kdlab.config import Reasoning
     from kdlab.engine.progress import Display
     from kdlab.engine.tracking import Tracker
     from kdlab.graph import Stage
-    from kdlab.report import card, result, summary
+    from kdlab.report import card, result, samples, summary
+    from kdlab.report.sync import SUMMARY
     from kdlab.rundir import points
 
     run, graph = folder.run, folder.graph
@@ -238,6 +242,7 @@ def execute_alone(folder: Any, *, brief: bool, renewed: set[str]) -> int:
                 store,
                 hardware=run.hardware,
                 curves=run.curves,
+                requests=requests(run),
                 fresh=run.fresh,
                 renewed=renewed,
                 screen=screen,
@@ -251,18 +256,25 @@ def execute_alone(folder: Any, *, brief: bool, renewed: set[str]) -> int:
         renewed |= {stage.fingerprint for stage in graph if stage.label in outcome.ran}
         targets = {name: outcome.artifacts[stage.fingerprint] for name, stage in graph.targets.items()}
         found = result.build(run, targets, dict(done), outcome.seconds)
-        if before is None or outcome.ran or not (folder.path / "student").is_dir():
-            folder.write_student(targets["student"].path / "model", card.model_card(found, asdict(run)))
+        model = targets["student"].path / "model" if "student" in targets else None
+        student = model is not None and model.is_dir()  # not of prompting, nor of a student behind an endpoint
+        if before is None or outcome.ran or student != (folder.path / "student").is_dir():
+            if model is not None and student:
+                folder.write_student(model, card.model_card(found, asdict(run)))
             folder.write_result(found)
         else:
             found = before
-        tracker.finish({key: found[key] for key in ("scores", "student", "teacher", "majority", "seconds")})
+        if isinstance(run.method, Reasoning):
+            rows = samples.read_samples(targets["student_scores"].path / "samples.jsonl")
+            tracker.table(*samples.tables(rows))
+        tracker.finish({key: found[key] for key in SUMMARY if key in found})
         for line in found["warnings"]:
             screen.note(f"warning: {line['stage']}: {line['text']}")
         if not brief:
             screen.table(summary.summary_table(found))
             screen.table(summary.score_table(found))
-        screen.note(f"result: {folder.path / 'result.json'}   student: {folder.path / 'student'}")
+        kept = f"   student: {folder.path / 'student'}" if student else ""
+        screen.note(f"result: {folder.path / 'result.json'}{kept}")
     return 0
 
 
@@ -300,6 +312,19 @@ class Both:
     def table(self, table: Any) -> None:
         for display in self.displays:
             display.table(table)
+
+
+def requests(run: Run) -> Requests:
+    from kdlab.context import Requests
+
+    writer = run.rationales
+    return Requests(
+        concurrency=writer.concurrency,
+        timeout=writer.timeout,
+        attempts=writer.attempts,
+        price=writer.price,
+        budget=run.budget,
+    )
 
 
 def _silent() -> dict[str, Any]:
@@ -350,7 +375,7 @@ def show_plan(words: list[str]) -> int:
     from kdlab.artifacts import Store
     from kdlab.graph import Graph, Stage
     from kdlab.methods import plan
-    from kdlab.report.graph import plan_notes, plan_table
+    from kdlab.report.graph import cost_notes, plan_notes, plan_table
 
     if compose.hydra_passthrough(words):
         return 0
@@ -367,7 +392,7 @@ def show_plan(words: list[str]) -> int:
         console.print(f"{len(composition.jobs)} jobs; what they share is listed once")
     whole = Graph.of(targets)
     console.print(plan_table(whole, Store(run.store), run.fresh))
-    for line in plan_notes(whole):
+    for line in [*plan_notes(whole), *cost_notes(whole, Store(run.store), requests(run))]:
         console.print(line, markup=False, soft_wrap=True)
     for note in dict.fromkeys(pinned.note for pinned in pins().known.values() if pinned.note):
         console.print(f"unpinned: {note}", markup=False, soft_wrap=True)
@@ -554,6 +579,31 @@ def analyze(words: list[str]) -> int:
     return 0
 
 
+def show_samples(words: list[str]) -> int:
+    from kdlab.report import samples
+
+    arguments = parser("samples", "Look at a reasoning run: questions, rationales and answers, right or wrong.")
+    arguments.add_argument("run", type=Path, help="the folder of a run")
+    arguments.add_argument("--only", choices=list(samples.KINDS), help="a kind of answer, or of error")
+    arguments.add_argument("--split", choices=["test", "train"], help="default: both; train has the teacher's only")
+    arguments.add_argument("--limit", type=int, help="default: 10; with --json all")
+    arguments.add_argument("--seed", type=int, help="draw them at random; default: the first ones")
+    arguments.add_argument("--json", action="store_true", help="one JSON object a line")
+    arguments.add_argument("--store", help="where the run's artifacts are; default: as the run says")
+    given = arguments.parse_args(words)
+
+    from rich.console import Console
+
+    found = samples.load(given.run, given.store)
+    limit = 10 if given.limit is None and not given.json else given.limit
+    chosen = samples.select(found, only=given.only, split=given.split, limit=limit, seed=given.seed)
+    if given.json:
+        print(samples.json_lines(chosen), end="")
+        return 0
+    samples.show(Console(highlight=False), chosen, found)
+    return 0
+
+
 def sync(words: list[str]) -> int:
     arguments = parser("sync", "Send runs to Weights & Biases, each as one run, from its metrics.jsonl.")
     arguments.add_argument("runs", nargs="+", type=Path, help="folders of runs, or of a sweep")
@@ -598,6 +648,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "doctor": doctor,
     "store": store,
     "analyze": analyze,
+    "samples": show_samples,
     "sync": sync,
     "completion": completion,
 }

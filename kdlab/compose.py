@@ -53,6 +53,8 @@ SCHEMAS = {
     "tracking": config.Tracking,
     "debug": config.Debug,
     "distillation": config.Distillation,
+    "reasoning": config.Reasoning,
+    "rationales": config.Rationales,
 }
 LAUNCHERS = {  # options of hydra/launcher that come with a plugin, and what installs it
     "joblib": "pip install 'kdlab[launchers]'",
@@ -386,6 +388,9 @@ class _Composer:
         whole = whole and chosen not in self.damaged
         schema = _Schema(cfg, tuple(self.groups))
         paths = []
+        for path in _other_sources(overrides):
+            if schema.knows(path) and cfg[path.split(".")[0]] is not None:
+                OmegaConf.update(cfg, path, None)
         for override in overrides:
             if self.is_group(override):
                 continue
@@ -789,6 +794,16 @@ def _inner(value: Any, path: str) -> Any:
         except (KeyError, ValueError, IndexError, TypeError, OmegaConfBaseException):
             return value
     return value
+
+
+def _other_sources(overrides: Sequence[Override]) -> Iterator[str]:
+    """Keys that a source on the command line replaces: task.source.path=FOLDER takes the place of a yaml's hub."""
+    given = {path for override in overrides for path in _paths(override)}
+    for root in ("task.source", "supplement.source"):
+        chosen = [name for name in ("hub", "path", "demo") if f"{root}.{name}" in given]
+        if chosen:
+            others = ("hub", "path", "demo", *(() if "hub" in chosen else ("config", "revision")))
+            yield from (f"{root}.{name}" for name in others if f"{root}.{name}" not in given)
 
 
 def _after(word: str) -> str:

@@ -33,11 +33,16 @@ class Source:
     revision: str | None = None  # branch, tag or commit; pinned to a commit when the run is planned
     path: str | None = None  # a local file, or a folder with one file per split: csv, tsv, jsonl, parquet
     demo: str | None = None  # an embedded generator: "nli"
+    key: str | None = None  # kind=reasoning with path: the folder has the reasoning-teacher layout, and this is its key
 
 
 @dataclass(kw_only=True)
 class Splits:
-    """Names of the source's splits. A local single file has only `train`; `dev` is then cut from it."""
+    """Names of the source's splits. A local single file has only `train`; `dev` is then cut from it.
+
+    A reasoning task has no dev: its questions are those of train and then of test (if it is named), and
+    `task.partition` says which of them are trained on.
+    """
 
     train: str = "train"
     dev: str | None = "validation"
@@ -70,6 +75,7 @@ class Few:
     examples: int | None = None  # so many training rows, drawn with the run's seed; None: all
     balanced: bool = False  # as many of each class; where a class has too few, all of it
     teacher: str = choice("same", "same", "own")  # own: the teacher's rows are drawn with its own seed, as in the paper
+    seed: int | None = None  # of the rows drawn; None: the run's
 
 
 @dataclass(kw_only=True)
@@ -101,6 +107,30 @@ class Passages:
 
 
 @dataclass(kw_only=True)
+class Partition:
+    """Which questions of a reasoning task are trained on and which are the test; drawn as the paper did, seed 0."""
+
+    rule: str = choice("source", "source", "random", "template", "first")
+    # source: as the source's own splits say; where it has one split only, random: 70 % of all;
+    # template: whole groups of questions that differ in numbers and names only; first: the first `train` questions
+    train: int | None = None  # rule=first: so many
+    limit: int | None = None  # at most so many training questions, drawn from them
+    size: int | None = None  # questions of the whole data set, of which a source may hold a part; None: all it has
+    until: str | None = None  # rule=template: a group has the same text up to this, in place of numbers and names
+
+
+@dataclass(kw_only=True)
+class Generate:
+    """What an embedded reasoning task makes (source.demo)."""
+
+    train: int = 1000  # questions; none of train is in test
+    test: int = 300
+    steps: int = 4  # flips, words, swaps or sums of a question
+    objects: int = 3  # shuffled objects: players
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
 class Task:
     """A data set, the question asked of it, and how answers are scored."""
 
@@ -123,6 +153,14 @@ class Task:
     imbalance: Imbalance = field(default_factory=Imbalance)
     noise: Noise = field(default_factory=Noise)
     passages: Passages = field(default_factory=Passages)
+    answer: str = choice("number", "number", "choice", "yes_no", "text")  # kind=reasoning: what an answer is
+    choices: str | None = None  # answer=choice: the letters, "ABCDE"
+    options: str | None = None  # answer=choice: the column with the options, which are written behind the question
+    suffix: str = ""  # kind=reasoning: written behind each question, before its options
+    after: str | None = None  # kind=reasoning: the answer is what follows this in its column ("####")
+    compare: str = choice("string", "string", "number")  # answer=number: "18.0" is no "18", as in the official code
+    partition: Partition = field(default_factory=Partition)
+    generate: Generate = field(default_factory=Generate)
     dev_limit: int | None = None  # score only so many rows of dev, the same for every seed
     epochs: Epochs = field(default_factory=Epochs)
     rows: int | None = None  # training rows, only for the estimates of `kdlab plan`
@@ -142,14 +180,30 @@ class Encoder:
 
 
 @dataclass(kw_only=True)
+class Price:
+    """US dollars per million tokens; None: as the dated table of `kdlab.rationales.prices` has it."""
+
+    input: float | None = None
+    output: float | None = None
+    training: float | None = None  # model.price: of fine-tuning, each epoch's tokens; the table has none
+
+
+@dataclass(kw_only=True)
 class Model:
     """The teacher, the student, and the tokenizer that both read with."""
 
     name: str = REQUIRED
-    kind: str = choice("encoder", "encoder", "decoder")
+    kind: str = choice("encoder", "encoder", "decoder", "endpoint")
+    # decoder: generates text, encoder-decoders (T5) included; endpoint: a student trained and asked through an API
     teacher: Encoder = field(default_factory=Encoder)
     student: Encoder = field(default_factory=Encoder)
-    tokenizer: str = choice("pretrained", "pretrained", "words")  # words: one token per word of the training texts
+    tokenizer: str = choice("pretrained", "pretrained", "words", "pieces")
+    # words: one token per word of the training texts; pieces: byte-level BPE learned on them, digits apart (decoder)
+    vocabulary: int = 512  # tokenizer=pieces: at most so many tokens
+    base_url: str | None = None  # kind=endpoint: None: what OPENAI_BASE_URL says, else OpenAI's own
+    api: str = choice("completions", "completions", "chat")  # kind=endpoint
+    epochs: int | None = None  # kind=endpoint: of its fine-tuning; None: as the endpoint chooses, as in the paper
+    price: Price = field(default_factory=Price)  # kind=endpoint: of the student, fine-tuned if it is
 
 
 @dataclass(kw_only=True)
@@ -273,6 +327,109 @@ class Distillation(Method):
 
 
 @dataclass(kw_only=True)
+class Prompt:
+    """How questions and rationales become text. Source: reasoning-teacher src/data/format.py."""
+
+    template: str = choice("ft_cot_token", "zs", "zs_cot", "fs_cot", "ft_token", "ft_cot_token", "ft_cot_natural")
+    delimiters: str = choice("release", "release", "paper_gpt3")  # paper_gpt3: on lines of their own
+    strip_fields: bool = True  # strip question, rationale and answer, as the released code does
+    natural_comma: bool = False  # ft_cot_natural: look for "Therefore, the answer is", which is never trained
+    exemplars: str | None = None  # fs_cot: a file in the official layout; None: kdlab's own for the embedded tasks
+    too_long: str = choice("exemplars", "exemplars", "right")  # drop exemplars; right: cut the prompt's end off
+    overlap: str = choice("exclude", "exclude", "keep")  # test questions that are exemplars: not asked, or asked too
+    max_prompt: int = 512  # tokens; 768 for few-shot in the official code
+
+
+@dataclass(kw_only=True)
+class Curation:
+    """Which of the teacher's rationales the student is trained on."""
+
+    correct: bool = True  # only those that end in the right answer
+    parser: str = choice("official", "official", "strict")
+    complete: bool = False  # only those that ended by themselves, not at max_tokens
+    duplicates: bool = False  # keep repeated rationales of a question
+    min_words: int = 1  # of a rationale
+    max_words: int | None = None
+    per_question: int | None = None  # at most so many of each question, the first ones
+    on_constant: str = choice("warn", "warn", "stop")  # a teacher that gives one answer to (nearly) everything
+
+
+@dataclass(kw_only=True)
+class Lora:
+    """Low-rank adapters, merged into the weights when the student is done."""
+
+    rank: int = 0  # 0: off, all weights are trained
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=list)  # names of modules; none: all linear layers but the head
+
+
+@dataclass(kw_only=True)
+class StudentFit(Fit):
+    """Fine-tuning of a student that generates; the loss is on the completion only."""
+
+    max_target: int = 512  # tokens of a completion; longer ones are cut
+    lora: Lora = field(default_factory=Lora)
+
+
+@dataclass(kw_only=True)
+class Answering:
+    """How a student answers: greedily, in batches."""
+
+    max_tokens: int = 1024
+    max_tokens_while_training: int | None = None  # of the answers that select a checkpoint; None: max_tokens
+    parser: str = choice("official", "official", "strict")
+    unmasked_left_pad: bool = False  # attend to padding and count it in positions, as the official GPT-2 evaluation
+
+
+@dataclass(kw_only=True)
+class Reasoning(Method):
+    """The family of Fine-tune-CoT: a teacher writes rationales, the right ones fine-tune a student, which answers."""
+
+    family: str = "reasoning"
+    stages: list[str] = choices(["rationales", "student", "answer"], "rationales", "student", "answer")
+    prompt: Prompt = field(default_factory=Prompt)
+    samples: int = 1  # D: rationales of each question
+    temperature: float = 0.0  # of the teacher; 0: greedy, which gives the same text D times
+    curation: Curation = field(default_factory=Curation)
+    student: StudentFit = field(default_factory=StudentFit)
+    answer: Answering = field(default_factory=Answering)
+
+
+@dataclass(kw_only=True)
+class Rationales:
+    """Who writes the rationales."""
+
+    name: str = REQUIRED
+    kind: str = choice("rules", "rules", "openai", "local", "recorded")
+    model: str | None = None  # openai: the endpoint's name for it; local: Hub id or folder; recorded: its base_model
+    revision: str | None = None  # local
+    path: str | None = None  # recorded: the folder that holds completion_data, or a file
+    key: str | None = None  # recorded: the completion_key, "zs_cot", "zs_cot_t70_8aug"
+    base_url: str | None = None  # openai: None: what OPENAI_BASE_URL says, else OpenAI's own
+    api: str = choice("completions", "completions", "chat")
+    prompt: str = choice("zs_cot", "zs_cot", "fs_cot")  # openai, local: two steps, or with exemplars
+    exemplars: str | None = None  # fs_cot: as method.prompt.exemplars
+    max_tokens: int = 128  # of each of the two steps
+    stop: list[str] = field(default_factory=lambda: ["END"])
+    questions: list[str] = choices(["train"], "train", "test")  # test: to score the teacher beside the student
+    error_rate: float = 0.0  # rules: share of the rationales that go wrong
+    seed: int = 0  # rules, and local with a temperature; its own, so that all seeds of a sweep share the rationales
+    concurrency: int = 8  # openai: requests in flight
+    timeout: float = 120.0  # openai: seconds for one answer
+    attempts: int = 8  # openai: at most so many tries of one request
+    price: Price = field(default_factory=Price)
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """Where spending stops, counted over what this store's journals hold for the run's own requests; None: nowhere."""
+
+    usd: float | None = None
+    tokens: int | None = None
+
+
+@dataclass(kw_only=True)
 class Hardware:
     """Placement: none of it enters a model's fingerprint, but for the rows of a pass in which examples are coupled."""
 
@@ -308,12 +465,15 @@ class Run:
     model: Model = REQUIRED
     task: Task = REQUIRED
     supplement: Task | None = None  # what the layer stage is trained on, in place of the task: task@supplement=NAME
+    rationales: Rationales = field(default_factory=lambda: Rationales(name="rules"))
+    budget: Budget = field(default_factory=Budget)
     hardware: Hardware = REQUIRED
     tracking: Tracking = REQUIRED
     debug: Debug = field(default_factory=Debug)
     seed: int = 42
     precision: str = choice("fp32", "fp32", "bf16", "fp16")  # of training; evaluation is always fp32
-    select_on: str = choice("heldout", "heldout", "dev", "last")  # which scores choose a stage's checkpoint
+    select_on: str = choice("heldout", "heldout", "dev", "last", "test")
+    # which scores choose a stage's checkpoint; test: only for reasoning, as the paper does, and labelled
     curves: int = 256  # rows of train and of dev on which each trained stage's loss is followed; 0: none
     name: str | None = None  # of the run or the sweep; default: made from what it does
     fresh: list[str] = field(default_factory=list)  # stages to run again, with all that depends on them

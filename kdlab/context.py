@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdlab.config import Hardware
+from kdlab.config import Budget, Hardware, Price
 
 
 def _ignore(_: Mapping[str, Any]) -> None:
@@ -16,6 +16,18 @@ def _ignore(_: Mapping[str, Any]) -> None:
 
 def _quiet(_: str) -> None:
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """How an endpoint is asked: what can't change an answer."""
+
+    concurrency: int = 8
+    timeout: float = 120.0  # seconds
+    attempts: int = 8
+    price: Price = field(default_factory=Price)
+    student_price: Price = field(default_factory=Price)  # of a student behind an endpoint
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(kw_only=True)
@@ -30,6 +42,7 @@ class Context:
     stage: str  # the label shown to the user: "teacher"
     hardware: Hardware = field(default_factory=lambda: Hardware(name="auto"))
     curves: int = 0  # rows of train and of dev on which a trained stage's loss is followed
+    requests: Requests = field(default_factory=Requests)
     track: Callable[[Mapping[str, Any]], None] = _ignore  # live points for Weights & Biases
     show: Callable[[Mapping[str, Any]], None] = _ignore  # live progress for the terminal
     note: Callable[[str], None] = _quiet  # a line for the user
@@ -39,3 +52,8 @@ class Context:
     @property
     def work(self) -> Path:
         return self.out / "work"
+
+    @property
+    def journals(self) -> Path:
+        """Where paid answers are kept, beside all artifacts: they outlive the stage that asked."""
+        return self.out.parent.parent / "journals"

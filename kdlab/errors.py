@@ -65,3 +65,7 @@ class TrainingError(KdlabError):
 
 class TrackingError(KdlabError):
     """Weights & Biases can't be used as asked."""
+
+
+class BudgetError(KdlabError):
+    """What is left to do would cost more than `budget` allows."""

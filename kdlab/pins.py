@@ -46,6 +46,14 @@ class Pins:
             return pinned
         return Pinned(pinned.values, pinned.place, {**pinned.config, **encoder.config}, pinned.note)
 
+    def named(self, model: str, revision: str | None) -> Pinned:
+        """A model that is no part of `model=`: the teacher that writes rationales."""
+        return self._pin("model", model, revision)
+
+    def local(self, file: str, *, where: str) -> Pinned:
+        """A local file or folder. where: the key that names it."""
+        return self._local("dataset", file, where=where)
+
     def source(self, source: Source, root: str = "task") -> Pinned:
         """root: where the run's configuration has it, "task" or "supplement"."""
         if source.hub is not None:
@@ -57,7 +65,7 @@ class Pins:
 
     def require(self, run: Run, graph: Graph) -> None:
         """Refuse to go on while anything of the run is unpinned; other jobs of a sweep are their own matter."""
-        own = {run.model.teacher.id, run.model.student.id, run.task.source.hub}
+        own = {run.model.teacher.id, run.model.student.id, run.task.source.hub, run.rationales.model}
         if run.supplement is not None:
             own.add(run.supplement.source.hub)
         notes = [pinned.note for (_, name, _), pinned in self.known.items() if pinned.note and name in own]

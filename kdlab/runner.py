@@ -18,10 +18,11 @@ from typing import Any, Literal, Protocol, get_args
 from kdlab import provenance
 from kdlab.artifacts import Artifact, Store, disk_errors
 from kdlab.config import Hardware
-from kdlab.context import Context
+from kdlab.context import Context, Requests
 from kdlab.errors import HubError
 from kdlab.graph import Graph, Stage
 
+REQUESTS = Requests()  # how endpoints are asked, unless told otherwise
 State = Literal["cached", "run", "resume", "idle"]
 
 
@@ -75,6 +76,7 @@ def run(
     *,
     hardware: Hardware,
     curves: int = 0,
+    requests: Requests = REQUESTS,
     fresh: list[str],
     renewed: Collection[str] = (),
     screen: Screen,
@@ -83,8 +85,8 @@ def run(
 ) -> Outcome:
     """Run what the graph's targets need. `finished` is called after each stage, cached ones included, in order.
 
-    curves: rows on which each trained stage's loss is followed. fresh: labels of stages to run again; renewed:
-    fingerprints of those that this command has run again already.
+    curves: rows on which each trained stage's loss is followed. requests: how endpoints are asked. fresh: labels of
+    stages to run again; renewed: fingerprints of those that this command has run again already.
     """
     for stage in graph:
         if not stage.pinned:
@@ -106,7 +108,15 @@ def run(
             screen.stage_hit(stage.label, _age(artifact), other_code(artifact))
         if plan[stage.fingerprint] != "cached":
             artifact, ran = _obtain(
-                stage, store, graph, hardware, screen, track, curves=curves, again=stage.fingerprint in again
+                stage,
+                store,
+                graph,
+                hardware,
+                screen,
+                track,
+                curves=curves,
+                requests=requests,
+                again=stage.fingerprint in again,
             )
             if ran:
                 outcome.ran.append(stage.label)
@@ -126,6 +136,7 @@ def _obtain(
     track: Callable[[Stage, Mapping[str, Any]], None],
     *,
     curves: int,
+    requests: Requests,
     again: bool,
 ) -> tuple[Artifact, bool]:
     """Build the artifact, or take it from the process that was faster. Second value: whether it was built here."""
@@ -142,7 +153,7 @@ def _obtain(
             return artifact, False
         _tell(RUN)
         try:
-            artifact = _build(stage, store, graph, hardware, screen, track, curves)
+            artifact = _build(stage, store, graph, hardware, screen, track, curves, requests)
         except BaseException:
             _tell(FAILED, alone=not stage.parallel)
             raise
@@ -158,6 +169,7 @@ def _build(
     screen: Screen,
     track: Callable[[Stage, Mapping[str, Any]], None],
     curves: int,
+    requests: Requests,
 ) -> Artifact:
     out = store.begin(stage.artifact)
     continues = any((out / "work").iterdir())
@@ -176,6 +188,7 @@ def _build(
         stage=stage.label,
         hardware=hardware,
         curves=curves,
+        requests=requests,
         track=lambda point: track(stage, point),
         show=screen.update,
         note=screen.note,

@@ -124,6 +124,12 @@ class Subject:
             graph = Graph.load(described)
         except KdlabError as problem:
             raise StoreError(problem.what, where=str(folder / "graph.json"), fix=again) from problem
+        if told.get("config", {}).get("method", {}).get("family") == "reasoning":
+            raise StoreError(
+                "analyze looks at layer distillation, and this is a reasoning run",
+                where=str(folder),
+                fix=f"look at its answers with `kdlab samples {folder}`",
+            )
         scored = {side: _labelled(graph, f"evaluate_{side}") for side in ("student", "teacher")}
         student, teacher = scored["student"], scored["teacher"]
         if student is None or not {"config", "overrides"} <= set(told) or "metric" not in result:

@@ -1,8 +1,8 @@
-"""Run the grid of the README for a given time and print its table; cells that did not finish read "not run".
+"""Run a grid of the README for a given time and print its table; cells that did not finish read "not run".
 
-    python scripts/grid.py --minutes 60 [--processes 2] [OVERRIDE ...]
+    python scripts/grid.py [--experiment cpu/grid] --minutes 60 [--processes 2] [OVERRIDE ...]
 
-The same as `kdlab train -m experiment=cpu/grid`, one process per task. Give it again to go on where it stopped.
+The same as `kdlab train -m experiment=...`, one process per task. Give it again to go on where it stopped.
 With --table it only prints the table of what is there.
 """
 
@@ -15,39 +15,68 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TASKS = {
-    "sample/cola_2k": "CoLA, 2,000 (MCC)",
-    "sample/stsb_1k": "STS-B, 1,000 (Pearson-Spearman)",
-    "sample/qnli_1k": "QNLI, 1,000 (accuracy)",
-    "sample/qnli_1k_noise30": "QNLI, 1,000, 30 % noise (accuracy)",
-    "sample/rte_1k": "RTE, 1,000 (accuracy)",
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of an experiment's table. tasks: with their titles."""
+
+    tasks: dict[str, str]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+GRIDS = {
+    "cpu/grid": Grid(
+        {
+            "sample/cola_2k": "CoLA, 2,000 (MCC)",
+            "sample/stsb_1k": "STS-B, 1,000 (Pearson-Spearman)",
+            "sample/qnli_1k": "QNLI, 1,000 (accuracy)",
+            "sample/qnli_1k_noise30": "QNLI, 1,000, 30 % noise (accuracy)",
+            "sample/rte_1k": "RTE, 1,000 (accuracy)",
+        },
+        ("ft", "kd", "pkd", "tinybert", "minilm_v2", "bert_emd", "l_ild", "cr_ild"),
+        (1, 2, 3),
+    ),
+    "cpu/cot": Grid(
+        {"reasoning/multiarith": "MultiArith (accuracy)", "reasoning/coin_flip": "Coin Flip (accuracy)"},
+        ("zs", "ft_answer", "ft_cot"),
+        (42,),
+    ),
+    "demo/cot": Grid(
+        {"demo/coin_flip": "Coin flips (accuracy)", "demo/shuffled_objects": "Shuffled objects (accuracy)"},
+        ("ft_answer", "ft_cot", "ft_cot_diverse"),
+        (42,),
+    ),
 }
-METHODS = ("ft", "kd", "pkd", "tinybert", "minilm_v2", "bert_emd", "l_ild", "cr_ild")
-SEEDS = (1, 2, 3)
-NAME = "cpu-grid"
 
 
-def command(task: str, processes: int, overrides: list[str]) -> list[str]:
+def folder(experiment: str) -> Path:
+    return Path("outputs") / "sweeps" / experiment.replace("/", "-")
+
+
+def command(experiment: str, task: str, processes: int, overrides: list[str]) -> list[str]:
     threads = max(1, (os.cpu_count() or 1) // processes)
-    words = ["experiment=cpu/grid", f"task={task}", f"name={NAME}", f"hardware.threads={threads}", *overrides]
+    name = folder(experiment).name
+    words = [f"experiment={experiment}", f"task={task}", f"name={name}", f"hardware.threads={threads}", *overrides]
     return [sys.executable, "-m", "kdlab", "train", "-m", *words]
 
 
-def run(minutes: float, processes: int, overrides: list[str]) -> None:
+def run(experiment: str, minutes: float, processes: int, overrides: list[str]) -> None:
     """Start the tasks, `processes` at a time; stop what still runs when the time is over."""
     deadline = time.monotonic() + 60 * minutes
-    waiting, running = list(TASKS), {}
-    logs = Path("outputs") / "sweeps" / NAME
+    waiting, running = list(GRIDS[experiment].tasks), {}
+    logs = folder(experiment)
     logs.mkdir(parents=True, exist_ok=True)
     while (waiting or running) and time.monotonic() < deadline:
         while waiting and len(running) < processes:
             task = waiting.pop(0)
             with open(logs / f"{task.replace('/', '_')}.log", "a", encoding="utf-8") as log:
                 running[task] = subprocess.Popen(
-                    command(task, processes, overrides), stdout=log, stderr=subprocess.STDOUT
+                    command(experiment, task, processes, overrides), stdout=log, stderr=subprocess.STDOUT
                 )
         time.sleep(1)
         running = {task: process for task, process in running.items() if process.poll() is None}
@@ -56,17 +85,17 @@ def run(minutes: float, processes: int, overrides: list[str]) -> None:
         process.wait()
 
 
-def results() -> list[dict[str, Any]]:
-    files = sorted((Path("outputs") / "sweeps" / NAME).glob("*/result.json"))
+def results(experiment: str) -> list[dict[str, Any]]:
+    files = sorted(folder(experiment).glob("*/result.json"))
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: mean and standard deviation of the selected dev score, x 100."""
-    lines = ["| | " + " | ".join(TASKS.values()) + " |", "|---|" + "---:|" * len(TASKS)]
-    rows = {"majority or mean": [_majority(found, task) for task in TASKS]}
-    rows["teacher"] = [_teacher(found, task) for task in TASKS]
-    rows |= {method: [_cell(found, task, method) for task in TASKS] for method in METHODS}
+def table(grid: Grid, found: list[dict[str, Any]]) -> str:
+    """Markdown: mean and standard deviation of the selected score, x 100."""
+    lines = ["| | " + " | ".join(grid.tasks.values()) + " |", "|---|" + "---:|" * len(grid.tasks)]
+    rows = {"majority or mean": [_majority(found, task) for task in grid.tasks]}
+    rows["teacher"] = [_teacher(found, task) for task in grid.tasks]
+    rows |= {method: [_cell(grid, found, task, method) for task in grid.tasks] for method in grid.methods}
     return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()])
 
 
@@ -76,24 +105,24 @@ def _of(found: list[dict[str, Any]], task: str, method: str | None = None) -> li
 
 def _majority(found: list[dict[str, Any]], task: str) -> str:
     for one in _of(found, task):
-        return f"{100 * one['majority']['dev'][one['metric']]:.1f}"
+        return f"{100 * one['majority'][one['split']][one['metric']]:.1f}"
     return "not run"
 
 
 def _teacher(found: list[dict[str, Any]], task: str) -> str:
     for one in _of(found, task):
         if one["teacher"]:
-            return f"{100 * one['teacher']['scores']['dev'][one['metric']]['selected']:.1f}"
+            return f"{100 * one['teacher']['scores'][one['split']][one['metric']]['selected']:.1f}"
     return "not run"
 
 
-def _cell(found: list[dict[str, Any]], task: str, method: str) -> str:
+def _cell(grid: Grid, found: list[dict[str, Any]], task: str, method: str) -> str:
     runs = {one["run"]["seed"]: one for one in _of(found, task, method)}
     if not runs:
         return "not run"
-    scores = [100 * one["scores"]["dev"][one["metric"]]["selected"] for one in runs.values()]
+    scores = [100 * one["scores"][one["split"]][one["metric"]]["selected"] for one in runs.values()]
     spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    missing = "" if len(scores) == len(SEEDS) else f" ({len(scores)} of {len(SEEDS)} seeds)"
+    missing = "" if len(scores) == len(grid.seeds) else f" ({len(scores)} of {len(grid.seeds)} seeds)"
     return f"{statistics.fmean(scores):.1f}{spread}{missing}"
 
 
@@ -110,15 +139,16 @@ def spent(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", choices=list(GRIDS), default="cpu/grid")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="only print the table")
     given, overrides = parser.parse_known_args()
     started = time.monotonic()
     if not given.table:
-        run(given.minutes, given.processes, overrides)
-    found = results()
-    print(table(found))
+        run(given.experiment, given.minutes, given.processes, overrides)
+    found = results(given.experiment)
+    print(table(GRIDS[given.experiment], found))
     print(f"\n{spent(found)}; wall time of this call {(time.monotonic() - started) / 60:.1f} minutes")
 
 

@@ -21,7 +21,7 @@ MODULES = {
     for file in sorted(ROOT.rglob("*.py"))
 }
 SETTLED = {"errors", "config", "context"}  # what every part may use; `config` and `context` know nothing of the rest
-WORKERS = ("data", "models", "objectives", "engine")  # what the stages put together; none knows another
+WORKERS = ("data", "models", "objectives", "engine", "rationales")  # what the stages put together; none knows another
 
 # What a part may import besides itself and SETTLED. A part is a folder, or a module at the top.
 ALLOWED = {
@@ -31,19 +31,21 @@ ALLOWED = {
     "graph": {"errors"},
     "artifacts": {"errors"},
     "provenance": set(),
-    "checks": {"config"},
+    "checks": {"config", "checks_reasoning"},
+    "checks_reasoning": {"config"},
     "catalog": set(),
     "objectives": set(),
     "models": set(),
     "data": set(),
     "engine": set(),
+    "rationales": set(),
     "pins": {"artifacts", "graph"},
     "stages": {*WORKERS, "artifacts"},
-    "methods": {"graph", "pins", "models", "objectives"},  # of the last two only what needs no torch
+    "methods": {"graph", "pins", "models", "objectives", "data", "rationales"},  # of the last four only what is light
     "runner": {"graph", "artifacts", "provenance", "engine"},  # engine: late, and only in distributed jobs
     "rundir": {"artifacts", "graph", "engine"},
     "study": {"artifacts", "checks", "graph"},
-    "report": {"artifacts", "graph", "provenance", "runner", "engine", "study"},
+    "report": {"artifacts", "graph", "provenance", "runner", "engine", "study", "data", "rationales"},
     "compose": {"catalog", "checks"},
     "completion": {"catalog", "compose"},
     "doctor": {"artifacts", "engine"},
@@ -60,6 +62,9 @@ HEAVY = {
     "pyarrow",
     "tokenizers",
     "matplotlib",
+    "openai",
+    "tenacity",
+    "peft",
 }
 HYDRA = {"compose", "completion"}  # modules that may import Hydra and OmegaConf
 
@@ -159,7 +164,7 @@ def test_only_composition_knows_hydra() -> None:
     [
         *("cli", "config", "graph", "artifacts", "catalog", "checks", "compose", "completion", "methods", "pins"),
         *("runner", "rundir", "provenance"),
-        *("report.graph", "report.store", "report.summary", "report.result", "report.card"),
+        *("report.graph", "report.store", "report.summary", "report.result", "report.card", "report.samples"),
         *("study", "report.study", "report.plots"),
     ],
 )

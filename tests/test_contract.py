@@ -51,7 +51,7 @@ KEYS = {
     "git": {"commit", "dirty"},
 }
 TOP = {
-    *("run", "metric", "scores", "student", "teacher", "majority", "rows", "seeds", "artifacts", "warnings"),
+    *("run", "metric", "split", "scores", "student", "teacher", "majority", "rows", "seeds", "artifacts", "warnings"),
     *("conditions", "versions", "git", "made_by", "seconds", "seconds_of_stages", "sources"),
 }
 

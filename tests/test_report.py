@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kdlab import config
+from kdlab.artifacts import Artifact
 from kdlab.report.card import differences, model_card
+from kdlab.report.result import build, without_credentials
 from kdlab.report.summary import comparison_table, count, score_table, summary_table
 
 
@@ -255,3 +259,432 @@ def test_several_tasks_are_named() -> None:
 @pytest.mark.parametrize(("value", "text"), [(None, "-"), (0, "0"), (999, "999"), (1_500, "1.5 k"), (2.5e12, "2.5 T")])
 def test_counts(value: float | None, text: str) -> None:
     assert count(value) == text
+
+
+# reasoning: result.json
+
+
+def reasoning(**changes: Any) -> config.Run:
+    method = config.Reasoning(name="ft_cot")
+    model = config.Model(name="gpt2", kind="decoder", student=config.Encoder(id="openai-community/gpt2"))
+    task = config.Task(
+        name="reasoning/coin_flip",
+        kind="reasoning",
+        source=config.Source(hub="someone/coins", revision="abc123"),
+        text=["question"],
+        label="answer",
+        answer="yes_no",
+        partition=config.Partition(rule="random"),
+    )
+    run = config.Run(
+        method=method,
+        model=model,
+        task=task,
+        rationales=config.Rationales(name="openai", kind="openai", model="text-davinci-002"),
+        hardware=config.Hardware(name="cpu"),
+        tracking=config.Tracking(name="none", mode="none"),
+        name="first",
+        select_on="last",
+    )
+    for path, value in changes.items():
+        *parts, last = path.split("__")
+        node: Any = run
+        for part in parts:
+            node = getattr(node, part)
+        setattr(node, last, value)
+    return run
+
+
+class Store:
+    """Artifacts of a reasoning run with 20 test questions: 8 yes, 12 no."""
+
+    def __init__(self, root: Path, predictions: str) -> None:
+        """predictions: a letter for each question, y, n or - (no answer)."""
+        self.root = root
+        self.targets: dict[str, Artifact] = {}
+        rows = [self.row(number, letter) for number, letter in enumerate(predictions)]
+        accuracy = sum(row["correct"] for row in rows) / len(rows)
+        scores = {"accuracy": accuracy, "contains_answer": 0.9, "correct_format": 1.0, "complete": 0.95}
+        facts = {
+            "rows": {"train": 100, "test": 20},
+            "majority": {"test": {"accuracy": 0.6}},
+            "majority_answer": "no",
+            "chance": {"train": {"accuracy": 0.5}, "test": {"accuracy": 0.49}},
+            "conditions": ["few: 100 questions (seed 0)"],
+        }
+        record = {"question": "Is it heads? ", "prompt": "Is it heads? ###", "completion": " It is. --> yes"}
+        self.add("data", {"facts.json": facts}, values={"source": {"hub": "someone/coins"}})
+        self.add(
+            "rationales",
+            {},
+            values={"writer": {"kind": "openai", "endpoint": "https://me:secret@host.org/v1"}},
+            facts={"rationales": 110, "requests": 220, "prompt_tokens": 9000, "completion_tokens": 5000, "usd": 0.28},
+        )
+        report = {
+            "asked": 100,
+            "rationales": 110,
+            "kept": 70,
+            "questions": 65,
+            "dropped": {"wrong": 38, "duplicate": 2},
+        }
+        self.add("curated", {"report.json": report})
+        self.add("teacher_scores", {"scores.json": {"train": {"accuracy": 0.8}, "test": {"accuracy": 0.75}}})
+        self.add("student", {"history.json": self.history(), "model/config.json": {}})
+        style = {"template": "ft_cot_token", "model_type": "decoder"}
+        self.add(
+            "answers",
+            {"answers.json": {"data": {"0": [record]}}},
+            values={"style": style},
+            facts={"answers": {"tokens": 3000, "seconds": 10.0, "tokens_per_second": 300.0}},
+            warnings=["https://me:secret@host.org/v1 was slow"],
+        )
+        self.add(
+            "student_scores",
+            {"scores.json": {"test": scores}, "intervals.json": {"test": {"accuracy": [0.35, 0.8]}}},
+        )
+        lines = "".join(json.dumps(row) + "\n" for row in [*rows, self.row(99, "-", split="train")])
+        (self.root / "student_scores" / "samples.jsonl").write_text(lines, encoding="utf-8")
+        figures = {"parameters": 124_000_000, "bytes": 498_000_000, "latency_ms": 21.5, "threads": 1}
+        self.add("student_figures", {"figures.json": figures})
+
+    @staticmethod
+    def row(number: int, letter: str, split: str = "test") -> dict[str, Any]:
+        gold = "Yes" if number < 8 else "No"
+        prediction = {"y": "yes", "n": "no", "-": None}[letter]
+        correct = prediction == gold.lower()
+        return {"id": number, "split": split, "answer": gold, "prediction": prediction, "correct": correct}
+
+    @staticmethod
+    def history(split: str | None = None) -> dict[str, Any]:
+        curve = [{"step": step, "scores": {split: {"accuracy": score}}} for step, score in ((5, 0.7), (10, 0.6))]
+        best = 0.7 if split else None
+        return {"evaluations": curve if split else [], "selected_step": 10, "last_step": 10, "best_score": best}
+
+    def add(
+        self,
+        name: str,
+        files: dict[str, Any],
+        *,
+        values: dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None,
+        warnings: list[str] | None = None,
+    ) -> None:
+        for file, content in files.items():
+            path = self.root / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content), encoding="utf-8")
+        made = {"versions": {"kdlab": "0.1+abc"}, "seconds": 2.0}
+        manifest = {"values": values or {}, "facts": facts or {}, "warnings": warnings or [], "made": made}
+        self.targets[name] = Artifact(self.root / name, manifest)
+
+    def result(self, run: config.Run, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+        targets = {name: artifact for name, artifact in self.targets.items() if name not in without}
+        found = build(run, targets, targets, 12.3456)
+        json.dumps(found, allow_nan=False)
+        return found
+
+
+VARIED = "yyyyynnn" + "nnnnnyyyyyy-"  # 10 right
+PROMPTED = ("rationales", "curated", "teacher_scores", "student")  # what a run of zs lacks
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path, VARIED)
+
+
+def test_a_reasoning_result_has_all_numbers(store: Store) -> None:
+    found = store.result(reasoning())
+    assert (found["run"]["family"], found["metric"], found["split"]) == ("reasoning", "accuracy", "test")
+    assert found["scores"] == found["student"]["scores"]
+    assert found["scores"]["test"] == {
+        "accuracy": {"selected": 0.5},
+        "contains_answer": {"selected": 0.9},
+        "correct_format": {"selected": 1.0},
+        "complete": {"selected": 0.95},
+    }
+    assert found["intervals"] == {"test": {"accuracy": [0.35, 0.8]}}
+    assert found["chance"]["test"] == {"accuracy": 0.49} and found["majority"]["test"] == {"accuracy": 0.6}
+    assert found["teacher"] == {
+        "name": "text-davinci-002",
+        "scores": {"train": {"accuracy": {"selected": 0.8}}, "test": {"accuracy": {"selected": 0.75}}},
+        "rationales": 110,
+    }
+    assert found["cost"] == {"requests": 220, "prompt_tokens": 9000, "completion_tokens": 5000, "usd": 0.28}
+    assert found["curation"]["kept"] == 70 and found["constant"] is None
+    assert found["student"]["answers"] == {"tokens": 3000, "seconds": 10.0, "tokens_per_second": 300.0}
+    assert (found["student"]["parameters"], found["student"]["bytes"]) == (124_000_000, 498_000_000)
+    assert found["student"]["selection"] == {"on": "last", "step": 10, "last_step": 10, "score": None}
+    assert found["prompt"] == {
+        "template": "{question} ###",
+        "prompt": "Is it heads? ###",
+        "completion": " It is. --> yes",
+    }
+    assert found["seeds"] == {"run": 42, "rationales": 0} and found["seconds"] == 12.346
+    assert "secret" not in json.dumps(found)
+    assert found["sources"]["rationales"]["endpoint"] == "https://***@host.org/v1"
+
+
+def test_evaluations_on_the_test_set_give_last_and_best(store: Store) -> None:
+    store.add("student", {"history.json": store.history("test")})
+    found = store.result(reasoning(select_on="test"))
+    assert found["scores"]["test"]["accuracy"] == {"selected": 0.5, "last": 0.6, "best": 0.7}
+    assert found["scores"]["test"]["complete"] == {"selected": 0.95}
+    store.add("student", {"history.json": store.history("heldout")})
+    assert store.result(reasoning(select_on="heldout"))["scores"]["test"]["accuracy"] == {"selected": 0.5}
+
+
+def test_a_prompt_baseline_has_no_student_of_its_own(store: Store) -> None:
+    found = store.result(reasoning(method__name="zs", method__stages=["answer"]), without=PROMPTED)
+    student = found["student"]
+    assert (student["parameters"], student["bytes"], student["path"]) == (124_000_000, None, None)
+    assert student["selection"] is None and student["scores"]["test"]["accuracy"] == {"selected": 0.5}
+    assert (found["teacher"], found["curation"], found["cost"]) == (None, None, None)
+
+
+def test_a_student_behind_an_endpoint(store: Store) -> None:
+    (store.root / "student" / "model" / "config.json").unlink()
+    (store.root / "student" / "model").rmdir()
+    (store.root / "student" / "history.json").unlink()
+    store.targets["answers"].manifest["facts"] = {
+        "requests": 20,
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "usd": None,
+    }
+    found = store.result(reasoning(), without=("student_figures", "teacher_scores"))
+    assert found["student"]["parameters"] is None and found["student"]["path"] is None
+    assert found["student"]["answers"]["tokens_per_second"] is None
+    assert found["teacher"]["scores"] == {}
+    assert found["cost"] == {"requests": 240, "prompt_tokens": 9001, "completion_tokens": 5002, "usd": None}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "constant"),
+    [
+        ("n" * 20, {"answer": "no", "accuracy": 0.6, "share": 1.0}),
+        ("y" * 18 + "n" * 2, {"answer": "yes", "accuracy": 0.4, "share": 0.9}),  # 10 right, and yet a constant
+        ("y" * 17 + "-" * 3, None),
+        ("nnnnyyyy" + "nnnnnnnnyyyy", {"answer": "no", "accuracy": 0.6, "share": 0.6}),  # 12 right, as always no
+        ("ynnnnnnn" + "nnnnnnnyyyyy", None),  # 8 right, as always yes; too few to tell
+    ],
+)
+def test_scores_of_constant_answers_are_found(tmp_path: Path, predictions: str, constant: Any) -> None:
+    assert Store(tmp_path, predictions).result(reasoning())["constant"] == constant
+
+
+def test_the_template_is_only_told_where_it_is_sure(store: Store) -> None:
+    record = {"question": "4?", "prompt": "Q: 4?\nA: 4\nQ: 4?\nA:", "completion": "4"}
+    store.add(
+        "answers", {"answers.json": {"data": {"0": [record]}}}, values=store.targets["answers"].manifest["values"]
+    )
+    assert store.result(reasoning())["prompt"]["template"] is None
+
+
+def test_addresses_lose_their_passwords() -> None:
+    value = {"a": ["http://u:p@h:1/v1?x=a@b", 3, None], "b": "mail a@b.c, ftp://q@h"}
+    assert without_credentials(value) == {"a": ["http://***@h:1/v1?x=a@b", 3, None], "b": "mail a@b.c, ftp://***@h"}
+
+
+# reasoning: tables
+
+
+def test_the_summary_of_a_reasoning_run(store: Store) -> None:
+    lines = printed(summary_table(store.result(reasoning())))
+    rows = {line.split()[0]: line.split() for line in lines if line.split()}
+    assert max(map(len, lines)) <= 80
+    assert lines[0].strip() == "first: accuracy on test, x 100"
+    assert rows["teacher"] == ["teacher", "-", "-", "-", "-", "75.0", "-"]
+    assert rows["student"] == ["student", "124.0", "M", "498.0", "21.5", "300", "50.0", "35.0-80.0"]
+    assert rows["chance"] == ["chance", "49.0"] and rows["majority"] == ["majority", "60.0"]
+    text = " ".join(" ".join(lines).split())
+    assert "70 of 110 kept, for 65 of 100 questions; dropped: 38 wrong, 2 duplicate" in text
+    assert "requests: 220, 9.0 k + 5.0 k tokens, $0.2800" in text
+    assert "latency" not in text and "optimistic" not in text and "constant" not in text
+
+
+def test_a_table_that_is_full_is_not_cut(tmp_path: Path) -> None:
+    store = Store(tmp_path, "n" * 20)
+    store.add("student", {"history.json": store.history("test")})
+    lines = printed(summary_table(store.result(reasoning(select_on="test"))))
+    row = next(line.split() for line in lines if "student" in line)
+    assert row == ["student", "124.0", "M", "498.0", "21.5", "300", "60.0", "35.0-80.0", "60.0", "70.0"]
+    assert any("(optimistic)" in line for line in lines) and max(map(len, lines)) <= 80
+
+
+def test_the_scores_of_a_reasoning_run(store: Store) -> None:
+    store.add("student", {"history.json": store.history("test")})
+    lines = printed(score_table(store.result(reasoning(select_on="test"))))
+    rows = [line.split() for line in lines]
+    assert max(map(len, lines)) <= 80
+    assert ["test", "accuracy", "49.0", "60.0", "75.0", "50.0", "35.0-80.0", "60.0", "70.0"] in rows
+    assert ["test", "contains", "-", "-", "-", "90.0", "-", "-", "-"] in rows
+    assert ["train", "accuracy", "50.0", "-", "80.0", "-", "-", "-", "-"] in rows
+    assert {"format", "complete"} <= {row[1] for row in rows if len(row) > 1}
+
+
+@pytest.mark.parametrize("table", [summary_table, score_table])
+def test_selection_on_the_test_set_and_constant_answers_are_labelled(table: Any, tmp_path: Path) -> None:
+    result = Store(tmp_path, "n" * 20).result(reasoning(select_on="test"))
+    text = " ".join(" ".join(printed(table(result))).split())
+    assert "selected on the test set, as the paper did: optimistic" in text
+    assert "100 % of the answers are 'no', and always giving it scores 60.0" in text
+
+
+def test_a_prompt_baseline_selects_nothing_on_the_test_set(store: Store) -> None:
+    result = store.result(reasoning(select_on="test", method__stages=["answer"]), without=PROMPTED)
+    assert "optimistic" not in " ".join(printed(summary_table(result)))
+
+
+def test_names_with_brackets_stay_in_the_tables(store: Store) -> None:
+    result = store.result(reasoning(name="[bold]x[/]"))
+    assert "[bold]x[/]: accuracy" in printed(summary_table(result))[0]
+    assert any("[red]" in line for line in printed(comparison_table([with_run("[red]a", 1, 0.6)])))
+
+
+def compared(store: Store, method: str, seed: int, selected: float, **changes: Any) -> dict[str, Any]:
+    result = store.result(reasoning(method__name=method, seed=seed, name=f"{method}-{seed}", **changes))
+    result["student"]["scores"]["test"]["accuracy"]["selected"] = selected
+    return result
+
+
+def test_reasoning_methods_side_by_side(store: Store) -> None:
+    zs = store.result(reasoning(method__name="zs", method__stages=["answer"]), without=PROMPTED)
+    results = [zs, compared(store, "ft_cot", 1, 0.6), compared(store, "ft_cot", 2, 0.62)]
+    lines = printed(comparison_table(results))
+    rows = {line.split()[0]: line.split() for line in lines if line.split()}
+    assert max(map(len, lines)) <= 80
+    assert "accuracy on test" in lines[0]
+    assert rows["teacher"] == ["teacher", "-", "-", "49.0", "60.0", "75.0", "±", "0.0", "2"]
+    assert rows["zs"] == ["zs", "124.0", "M", "300", "49.0", "60.0", "50.0", "(35.0-80.0)", "1"]
+    assert rows["ft_cot"] == ["ft_cot", "124.0", "M", "300", "49.0", "60.0", "61.0", "±", "1.4", "2"]
+
+
+def test_marks_in_the_comparison_are_explained(store: Store) -> None:
+    results = [compared(store, "ft_cot", 1, 0.6, select_on="test"), compared(store, "ft_answer", 1, 0.5)]
+    results[1]["constant"] = {"answer": "No", "accuracy": 0.6, "share": 1.0}
+    lines = printed(comparison_table(results))
+    assert any("60.0 (35.0-80.0)*" in line for line in lines)
+    assert any("50.0 (35.0-80.0)=" in line for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert "* selected on the test set, as the paper did: optimistic" in text
+    assert "= like the score of a constant answer" in text
+
+
+def test_teachers_that_are_not_the_same_have_rows_of_their_own(store: Store) -> None:
+    first, second = compared(store, "ft_cot", 1, 0.6), compared(store, "ft_cot_diverse", 1, 0.7)
+    second["teacher"]["scores"]["test"]["accuracy"]["selected"] = 0.5
+    rows = [line.split() for line in printed(comparison_table([first, second]))]
+    assert [row[-2] for row in rows if row[:2] == ["teacher", "of"]] == ["75.0", "50.0"]
+    other = compared(store, "ft_cot", 2, 0.6, rationales__model="gpt-x")
+    text = "".join("".join(printed(comparison_table([first, other]))).split())
+    assert "teachergpt-x" in text and "teachertext-davinci" in text
+
+
+# reasoning: the model card
+
+
+def reasoning_card(store: Store, **changes: Any) -> str:
+    run = reasoning(**changes)
+    return model_card(store.result(run), asdict(run))
+
+
+def test_the_front_matter_of_a_student_that_writes(store: Store) -> None:
+    matter = front_matter(reasoning_card(store))
+    assert matter["pipeline_tag"] == "text-generation"
+    assert matter["base_model"] == "openai-community/gpt2" and matter["datasets"] == ["someone/coins"]
+    assert matter["tags"] == ["kdlab", "knowledge-distillation", "chain-of-thought"]
+    assert matter["metrics"] == ["accuracy"]
+    (entry,) = matter["model-index"][0]["results"]
+    assert entry["task"]["type"] == "text-generation"
+    assert entry["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.5}]
+    assert "split" not in entry["dataset"]  # drawn from all rows, it is none of the source's own
+
+
+def test_an_encoder_decoder_is_loaded_as_one(store: Store) -> None:
+    store.targets["answers"].manifest["values"]["style"]["model_type"] = "encoder_decoder"
+    card = reasoning_card(store)
+    assert front_matter(card)["pipeline_tag"] == "text2text-generation"
+    assert "AutoModelForSeq2SeqLM" in card and "padding_side" not in card and "decode(output, skip" in card
+
+
+def test_the_card_tells_how_the_student_came_about(store: Store) -> None:
+    card = reasoning_card(store, method__samples=8, method__temperature=0.7, rationales__base_url="https://h.org/v1")
+    for text in (
+        "Written by `text-davinci-002` through an OpenAI-compatible endpoint at `h.org`, with zero-shot-CoT prompts; "
+        "8 of each question, at temperature 0.7.",
+        "Kept were those with a right final answer; no copy of another one of the question: 70 of 110, for 65 of 100 "
+        "training questions.\nDropped: 38 wrong, 2 duplicate.",
+        "| test | accuracy | 49.0 | 60.0 | 75.0 | 50.0 | 35.0-80.0 |",
+        "| test | contains | - | - | - | 90.0 | - |",
+        "|  | parameters | size MB | ms per token | tokens per s |\n|---|---:|---:|---:|---:|\n"
+        "| student | 124.0 M | 498.0 | 21.5 | 300 |\n\n",
+        'AutoTokenizer.from_pretrained(folder, padding_side="left")',
+        'template = "{question} ###"',
+        "max_new_tokens=1024",
+        "```text\nIs it heads? ###\n```",
+        "The answer is what follows the first `-->`",
+        "2. The student is fine-tuned on the kept rationales, each with the gold answer behind it.",
+        "2212.10071",
+        "2205.11916",
+    ):
+        assert text in card
+    assert "2201.11903" not in card and "Warning" not in card and "| `rationales.base_url`" not in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "cited"),
+    [
+        ({"rationales__prompt": "fs_cot"}, "2201.11903"),
+        ({"rationales__kind": "recorded", "rationales__key": "zs_cot_t70_8aug"}, "2205.11916"),
+        ({"rationales__kind": "rules", "rationales__model": None}, None),
+    ],
+)
+def test_papers_are_cited_by_what_was_done(store: Store, changes: dict[str, Any], cited: str | None) -> None:
+    card = reasoning_card(store, **changes)
+    found = [number for number in ("2205.11916", "2201.11903") if number in card]
+    assert "2212.10071" in card and found == ([cited] if cited else [])
+
+
+def test_a_student_of_answers_has_no_teacher_in_its_card(store: Store) -> None:
+    run = reasoning(method__stages=["student", "answer"], method__prompt=config.Prompt(template="ft_token"))
+    result = store.result(run, without=("rationales", "curated", "teacher_scores"))
+    card = model_card(result, asdict(run))
+    assert "## Rationales" not in card and "davinci" not in card and "rationales." not in card
+    assert "The student is fine-tuned on the answers." in card and "chain-of-thought" not in card
+    assert "The whole completion is the answer." in card
+
+
+def test_the_card_labels_selection_on_the_test_set(store: Store) -> None:
+    card = reasoning_card(store, select_on="test")
+    assert "Checkpoints are chosen on the test set, as the paper did: its scores are optimistic." in card
+    assert "**Note:** selected on the test set, as the paper did: optimistic." in card
+
+
+def test_nothing_private_is_in_the_card(store: Store) -> None:
+    private = {
+        "rationales__base_url": "https://me:secret@h.org/v1?key=hidden",
+        "task__source": config.Source(path="/home/me/coins.jsonl"),
+        "method__prompt": config.Prompt(exemplars="/home/me/exemplars.json"),
+        "rationales__exemplars": "/home/me/shots.json",
+        "rationales__path": "/home/me/completions",
+        "model__student": config.Encoder(id="/home/me/gpt2"),
+    }
+    card = reasoning_card(store, **private)
+    assert not [word for word in ("secret", "hidden", "/home/me", "Is it heads") if word in card]
+    local = reasoning_card(store, rationales__kind="local", rationales__model="/home/me/teacher")
+    assert "/home/me" not in local and "Written by a local model" in local
+
+
+def test_texts_can_not_break_out_of_their_block(store: Store) -> None:
+    record = {"question": "x", "prompt": "x ###\n```\n# loud\n````\x1b[31m", "completion": " y"}
+    values = store.targets["answers"].manifest["values"]
+    store.add("answers", {"answers.json": {"data": {"0": [record]}}}, values=values)
+    card = reasoning_card(store)
+    assert "`````text\nx ###\n```\n# loud\n````\\x1b[31m\n`````" in card and "\x1b" not in card
+
+
+def test_unmasked_padding_is_warned_of(store: Store) -> None:
+    assert "**Warning:** for the scores" in reasoning_card(
+        store, method__answer=config.Answering(unmasked_left_pad=True)
+    )

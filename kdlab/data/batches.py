@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +78,18 @@ def open_encoded(folder: Path, split: str) -> EncodedSplit:
     return EncodedSplit(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
 
 
+class Rows(Protocol):
+    """What batches are made of."""
+
+    lengths: np.ndarray[Any, Any]  # [rows] tokens, by which rows of like length are put together
+
+    def __len__(self) -> int: ...
+
+    def collate(self, rows: np.ndarray[Any, Any], *, pad_token_id: int, width: int) -> dict[str, Any]:
+        """The tensors of these rows, on the CPU; attention_mask [B, width] among them."""
+        ...
+
+
 class Batches:
     """The optimiser steps of each epoch as lists of micro-batches, in an order that is pure in (seed, epoch).
 
@@ -99,7 +111,7 @@ class Batches:
 
     def __init__(
         self,
-        rows: EncodedSplit,
+        rows: Rows,
         *,
         batch_size: int,
         seed: int,
@@ -155,7 +167,7 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[dict[str, Any]]]:
         """The optimiser steps of an epoch from step `start` on.
 
-        Each is a list of micro-batches: the tensors of `EncodedSplit.collate`, and "real" (bool).
+        Each is a list of micro-batches: the tensors of the rows' `collate`, and "real" (bool).
         """
         for batch in self.order(epoch)[start:]:
             yield [self._collate(rows, real) for rows, real in self._parts(batch)]

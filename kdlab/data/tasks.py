@@ -50,9 +50,17 @@ class Raw:
 
 
 def read_raw(
-    source: Mapping[str, Any], split: str, *, config: str | None = None, text: Sequence[str], label: str | None
+    source: Mapping[str, Any],
+    split: str,
+    *,
+    config: str | None = None,
+    text: Sequence[str],
+    label: str | None,
+    further: Sequence[str] = (),
 ) -> Raw:
     """The asked columns of one split, as they stand in the source. label: None where nobody wants to know.
+
+    further: columns that are taken if they exist, and may hold lists and mappings (in text files as JSON).
 
     Raises DataError for anything the data does wrong, HubError where the Hub can't give the split.
     """
@@ -68,11 +76,11 @@ def read_raw(
             where="task.evaluations",
         )
     if given == ["hub"]:
-        raw = _read_hub(source, split, config or source.get("config"), text, label)
+        raw = _read_hub(source, split, config or source.get("config"), [*text, *further], label)
     elif given == ["path"]:
-        raw = _read_file(find_file(Path(source["path"]), split), text, label)
+        raw = _read_file(find_file(Path(source["path"]), split), text, label, further)
     else:
-        raw = _read_demo(source["demo"], split, [*text, *([label] if label else [])])
+        raw = _read_demo(source["demo"], split, [*text, *([label] if label else []), *further])
     if absent := [column for column in text if column not in raw.columns]:
         raise _absent(absent[0], raw, "task.text")
     if not len(raw.columns[text[0]]):
@@ -92,6 +100,19 @@ def read_texts(
     else:
         raw = read_raw(source, split, text=text, label=None)
         yield from zip(*(_texts(raw, column).to_pylist() for column in text), strict=True)
+
+
+def strings(raw: Raw, column: str, key: str) -> list[str | None]:
+    """A column as the text that a CSV file would hold; None for null. key: where the task names the column."""
+    require_column(raw, column, key)
+    values: list[str | None] = _text_column(raw, column, key).to_pylist()
+    return values
+
+
+def require_column(raw: Raw, column: str, key: str) -> None:
+    """key: where the task names the column."""
+    if column not in raw.columns:
+        raise _absent(column, raw, key)
 
 
 def is_single_file(source: Mapping[str, Any]) -> bool:
@@ -203,13 +224,17 @@ def _as_strings(array: pa.Array) -> pa.Array:
 
 
 def _texts(raw: Raw, column: str) -> pa.Array:
+    return pc.fill_null(_text_column(raw, column, "task.text"), "")
+
+
+def _text_column(raw: Raw, column: str, key: str) -> pa.Array:
     try:
-        return pc.fill_null(_as_strings(raw.columns[column]), "")
+        return _as_strings(raw.columns[column])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(
             f"The column {column!r} holds no text but {raw.columns[column].type}.",
             where=raw.where,
-            fix="Set task.text to columns of text.",
+            fix=f"Set {key} to columns of text.",
         ) from error
 
 
@@ -437,8 +462,8 @@ def find_file(path: Path, split: str) -> Path:
     )
 
 
-def _read_file(path: Path, text: Sequence[str], label: str | None) -> Raw:
-    wanted = [*text, *([] if label is None else [label])]
+def _read_file(path: Path, text: Sequence[str], label: str | None, further: Sequence[str]) -> Raw:
+    wanted = [*text, *([] if label is None else [label]), *further]
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(
@@ -455,7 +480,7 @@ def _read_file(path: Path, text: Sequence[str], label: str | None) -> Raw:
     except OSError as error:
         raise DataError(f"The file can't be read: {error.strerror or error}.", where=str(path)) from error
     if suffix == ".jsonl":
-        return _read_jsonl(content, str(path), wanted, required=text)
+        return _read_jsonl(content, str(path), wanted, required=text, nested=further)
     if suffix == ".txt":
         return _read_documents(content, str(path))
     return _read_delimited(content, str(path), wanted, tabs=suffix == ".tsv")
@@ -495,7 +520,7 @@ def _line(data: bytes, position: int) -> int:
     return data.count(b"\n", 0, position) + 1
 
 
-def _read_jsonl(text: str, where: str, wanted: Sequence[str], *, required: Sequence[str]) -> Raw:
+def _read_jsonl(text: str, where: str, wanted: Sequence[str], *, required: Sequence[str], nested: Sequence[str]) -> Raw:
     values: dict[str, list[str | None]] = {column: [] for column in wanted}
     available: dict[str, None] = {}
     lines: list[int] = []
@@ -513,7 +538,9 @@ def _read_jsonl(text: str, where: str, wanted: Sequence[str], *, required: Seque
         lines.append(number)
         for column, column_values in values.items():
             value = row.get(column)
-            if isinstance(value, dict | list):
+            if isinstance(value, dict | list) and column in nested:
+                value = json.dumps(value, ensure_ascii=False)
+            elif isinstance(value, dict | list):
                 raise DataError(f"The field {column!r} is no text or number but {type(value).__name__}.", where=place)
             column_values.append(_scalar(value))
     columns: dict[str, pa.Array] = {}

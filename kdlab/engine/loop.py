@@ -47,7 +47,7 @@ class Loss:
 
     @classmethod
     def of(cls, terms: Mapping[str, tuple[float, Tensor]]) -> Loss:
-        """From named terms: weight and one number per example, [B]."""
+        """From named terms: weight and one number per unit, [B] examples or [N] target tokens."""
         some = next(iter(terms.values()))[1]
         total = torch.stack([weight * values.sum() for weight, values in terms.values()]).sum()
         parts = {name: values.detach().sum() for name, (_, values) in terms.items()}
@@ -238,9 +238,11 @@ class _Trainer:
                 loss = step(self.wrapped, batch, progress)
                 self.accelerator.backward(loss.total * real)
             names, weights = list(loss.parts), loss.weights
-            counted = [loss.total.detach(), loss.count, batch["attention_mask"].sum(), *loss.parts.values()]
+            rows = loss.count.new_tensor(len(batch["attention_mask"]))
+            masks = [mask.sum() for name, mask in batch.items() if name.endswith("attention_mask")]
+            counted = [loss.total.detach(), loss.count, rows, torch.stack(masks).sum(), *loss.parts.values()]
             values.append(torch.stack([value.to(self.wide) for value in counted]) * real)
-        total, count, tokens, *sums = device.total(torch.stack(values).sum(0)).tolist()
+        total, count, examples, seen, *sums = device.total(torch.stack(values).sum(0)).tolist()
         parts = dict(zip(names, sums, strict=True))
         if not np.isfinite(total):
             raise self.not_finite(total / count, {name: value / count for name, value in parts.items()}, micro_batches)
@@ -250,7 +252,8 @@ class _Trainer:
             raise self.not_finite(total / count, {"gradient": norm}, micro_batches)
         self.prepared.step()
         self.step += 1
-        self.remember(total / count, {n: v / count for n, v in parts.items()}, weights, norm, int(count), int(tokens))
+        means = {name: value / count for name, value in parts.items()}
+        self.remember(total / count, means, weights, norm, int(examples), int(seen))
 
     def divide_and_clip(self, factor: float) -> float:
         """Turn summed gradients into the mean over units and clip them; returns the norm before clipping."""

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 from kdlab.config import Run
 from kdlab.graph import Graph
-from kdlab.methods import distillation
+from kdlab.methods import distillation, reasoning
 from kdlab.pins import Pins
 
-FAMILIES: dict[str, Callable[[Run, Pins], Graph]] = {"distillation": distillation.plan}
+FAMILIES: dict[str, Callable[[Run, Pins], Graph]] = {
+    "distillation": distillation.plan,
+    "reasoning": reasoning.plan,
+}
 
 
 def plan(run: Run, pins: Pins) -> Graph:

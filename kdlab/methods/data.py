@@ -36,12 +36,13 @@ def data_stages(run: Run, pins: Pins, models: Mapping[str, Pinned], *, teacher_s
     that is made of words knows those of the student's training rows, and all other texts are read with it.
     """
     task, noisy = run.task, run.task.noise.teacher == "noisy"
-    few_seed = teacher_seed if task.few.teacher == "own" else run.seed
+    own_seed = run.seed if task.few.seed is None else task.few.seed
+    few_seed = teacher_seed if task.few.teacher == "own" else own_seed
     taught = not isinstance(run.method, Distillation) or "teacher" in run.method.stages
     notes = conditions(task, teacher_seed=teacher_seed if taught else None)
     reader = _reader(run, models)
 
-    prepared = _prepared(run, pins, task, "prepare", few_seed=run.seed, noisy=True, notes=tuple(notes))
+    prepared = _prepared(run, pins, task, "prepare", few_seed=own_seed, noisy=True, notes=tuple(notes))
     student = reader.tokenised(prepared, "tokenise", task.max_length)
     own = _prepared(run, pins, task, "prepare_teacher", few_seed=few_seed, noisy=noisy)
     teacher = student
@@ -139,7 +140,8 @@ def _supplement(run: Run, pins: Pins, supplement: Task) -> Stage:
     if supplement.kind != "text":
         plain = replace(supplement, noise=Noise(), dev_limit=None, heldout=0.0)
         notes = (f"the texts of {supplement.name}", *conditions(plain))
-        return _prepared(run, pins, plain, "prepare_supplement", few_seed=run.seed, noisy=False, dev=False, notes=notes)
+        seed = run.seed if plain.few.seed is None else plain.few.seed
+        return _prepared(run, pins, plain, "prepare_supplement", few_seed=seed, noisy=False, dev=False, notes=notes)
     source, passages = pins.source(supplement.source, "supplement"), supplement.passages
     if passages.unit == "row":
         passages = Passages(limit=passages.limit)

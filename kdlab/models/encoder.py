@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from logging import ERROR
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
-from kdlab.errors import HubError, KdlabError, ModelError
-from kdlab.models.architectures import Architecture, architecture
+from kdlab.errors import ModelError
+from kdlab.models.architectures import architecture
+from kdlab.models.loading import changed, check_finite, fetch_config, first_line, reading_weights
 from kdlab.models.surgery import cut, seeded
 
 _DERIVED = {"num_hidden_layers": "layer_types", "hidden_size": "pooler_hidden_size"}  # by the other key
@@ -117,57 +110,9 @@ def _read_config(source: str | None, spec: Mapping[str, Any]) -> PreTrainedConfi
         architecture(changes.get("model_type"))
         base = CONFIG_MAPPING[changes["model_type"]]()
     else:
-        base = _fetch_config(source, spec.get("revision"))
+        base = fetch_config(source, spec.get("revision"))
     parts = architecture(base.model_type)
-    _check_keys(base, parts, changes)
-    if not changes:
-        return base
-    changes = {base.attribute_map.get(key, key): value for key, value in changes.items()}
-    raw = base.to_dict() if source else {}
-    for cause, effect in _DERIVED.items():
-        if cause in changes:
-            raw.pop(effect, None)
-    try:
-        return type(base).from_dict(raw | changes)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ModelError(f"the model's config can't be used: {_first_line(error)}", where="model.config") from error
-
-
-def _fetch_config(source: str, revision: str | None) -> PreTrainedConfig:
-    local = Path(source).is_dir()
-    if local and not Path(source, "config.json").is_file():
-        raise ModelError("this folder has no config.json", where=source, fix="name a folder saved by transformers")
-    place = source if revision is None else f"{source} at {revision}"
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            source, trust_remote_code=False, **({"revision": revision} if revision else {})
-        )
-        return config
-    except OSError as error:
-        if local:
-            raise ModelError(f"config.json can't be read: {_first_line(error)}", where=source) from error
-        raise _hub_error(place, error) from error
-    except (StrictDataclassError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the model's config can't be used: {_first_line(error)}",
-            where=place,
-            fix="use a stock model; kdlab never runs code from a model's repository",
-        ) from error
-
-
-def _check_keys(base: PreTrainedConfig, parts: Architecture, changes: Mapping[str, Any]) -> None:
-    known = {*base.to_dict(), *base.attribute_map, *parts.extras, "num_labels"}
-    for key in changes:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see the model's config.json for its keys"
-            raise ModelError(f"{base.model_type} has no setting {key!r}", where="model.config", fix=hint)
-    if changes.get("model_type", base.model_type) != base.model_type:
-        raise ModelError(
-            f"model_type can't be changed from {base.model_type} to {changes['model_type']}",
-            where="model.config",
-            fix="choose another id, or none",
-        )
+    return changed(base, changes, whole=source is not None, extras=parts.extras, derived=_DERIVED)
 
 
 def _new(config: PreTrainedConfig, attention: str, seed: int) -> PreTrainedModel:
@@ -180,9 +125,7 @@ def _new(config: PreTrainedConfig, attention: str, seed: int) -> PreTrainedModel
                 trust_remote_code=False,
             )
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        raise ModelError(
-            f"no model can be built from the config: {_first_line(error)}", where="model.config"
-        ) from error
+        raise ModelError(f"no model can be built from the config: {first_line(error)}", where="model.config") from error
     model.train(False)
     return model
 
@@ -190,59 +133,20 @@ def _new(config: PreTrainedConfig, attention: str, seed: int) -> PreTrainedModel
 def _load_weights(
     source: str, config: PreTrainedConfig, attention: str, revision: str | None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    try:
-        with _without_report():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                config=config,
-                attn_implementation=_kernel(config, attention),
-                dtype=torch.float32,
-                trust_remote_code=False,
-                weights_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **({"revision": revision} if revision else {}),
-            )
-    except OSError as error:
-        if "does not appear to have a file" in str(error) or "no file named" in str(error):
-            raise ModelError(
-                "the model has no weights",
-                where=source,
-                fix="it needs model.safetensors or pytorch_model.bin",
-            ) from error
-        if Path(source).is_dir():
-            raise ModelError(
-                f"the weights can't be read: {_first_line(error)}", where=source, fix="fetch the model again"
-            ) from error
-        raise _hub_error(source, error) from error
-    except UnpicklingError as error:
-        raise ModelError(
-            "the weights file holds more than plain tensors and is not opened",
-            where=source,
-            fix="use a checkpoint with model.safetensors",
-        ) from error
-    except (SafetensorError, ValueError, RuntimeError, EOFError) as error:
-        raise ModelError(
-            f"the weights can't be read: {_first_line(error)}", where=source, fix="fetch the model again"
-        ) from error
-    except (TypeError, LookupError, AttributeError) as error:
-        said = f"{type(error).__name__}: {_first_line(error)}"
-        raise ModelError(
-            f"no model can be built from config.json: {said}", where=source, fix="correct it, or fetch the model again"
-        ) from error
+    with reading_weights(source):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=config,
+            attn_implementation=_kernel(config, attention),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            weights_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **({"revision": revision} if revision else {}),
+        )
     model.train(False)
     return model, info
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Keep transformers from printing its own table of weights: `_check_fit` judges them."""
-    level = logging.get_verbosity()
-    logging.set_verbosity(ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _check_fit(model: PreTrainedModel, info: Mapping[str, Any], source: str, *, whole: bool = False) -> None:
@@ -276,26 +180,8 @@ def _check_fit(model: PreTrainedModel, info: Mapping[str, Any], source: str, *, 
             where=source,
             fix=fix,
         )
-    for name, tensor in model.named_parameters():
-        if not torch.isfinite(tensor).all():
-            raise ModelError(
-                f"the weights hold NaN or infinity, first in {name}",
-                where=source,
-                fix="use another checkpoint",
-            )
+    check_finite(model, source)
 
 
 def _kernel(config: PreTrainedConfig, attention: str) -> str:
     return attention if architecture(config.model_type).sdpa else "eager"
-
-
-def _hub_error(place: str, error: Exception) -> KdlabError:
-    return HubError(
-        f"the model is not there or can't be fetched: {_first_line(error)}",
-        where=place,
-        fix="check the id and the revision; for a private model, log in; offline, only cached models work",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from kdlab import config
-from kdlab.report.summary import count, hundredfold, megabytes, metric_name, milliseconds, score_rows
+from kdlab.report.result import without_credentials
+from kdlab.report.samples import visible
+from kdlab.report.summary import (
+    ROLES,
+    SIZE_AND_SPEED,
+    filled,
+    metric_name,
+    remarks,
+    score_columns,
+    score_rows,
+)
 
 # Names of the metrics on the Hub.
 HUB_METRICS = {
@@ -23,13 +35,19 @@ HUB_METRICS = {
     "spearman": ["spearmanr"],
     "pearson_spearman": ["pearsonr", "spearmanr"],
 }
-LANGUAGES = {"nyu-mll/glue": "en"}  # of data sets on the Hub; others: not known, so not claimed
+LANGUAGES = {  # of data sets on the Hub; others: not known, so not claimed
+    "nyu-mll/glue": "en",
+    "openai/gsm8k": "en",
+    "deepmind/aqua_rat": "en",
+    "tau/commonsense_qa": "en",
+}
 
 # Settings that can change the student's numbers and are not told elsewhere in the card.
 TOLD_AS_HYPERPARAMETERS = re.compile(
-    r"method\.(?!name$|family$|stages$)"
+    r"method\.(?!name$|family$|stages$|prompt\.exemplars$)"
     r"|model\.(teacher|student)\.(?!id$|revision$)|model\.tokenizer$"
-    r"|task\.(max_length|pad_to_max|heldout|dev_limit|(few|imbalance|noise)\..*)$"
+    r"|task\.(max_length|pad_to_max|heldout|dev_limit|compare|(few|imbalance|noise|partition|generate)\..*)$"
+    r"|rationales\.(prompt|max_tokens|stop|error_rate|seed)$|model\.vocabulary$"
     r"|supplement\.(name|passages\..*|few\..*)$"
     r"|debug\.(?!name$)|seed$|precision$|select_on$"
 )
@@ -97,6 +115,28 @@ CITATIONS = {
   year      = {2021},
   url       = {https://arxiv.org/abs/2011.00593}
 }""",
+    "ho2023large": """@inproceedings{ho2023large,
+  title     = {Large Language Models Are Reasoning Teachers},
+  author    = {Ho, Namgyu and Schmid, Laura and Yun, Se-Young},
+  booktitle = {Proceedings of the 61st Annual Meeting of the Association for Computational Linguistics},
+  year      = {2023},
+  url       = {https://arxiv.org/abs/2212.10071}
+}""",
+    "kojima2022large": """@inproceedings{kojima2022large,
+  title     = {Large Language Models are Zero-Shot Reasoners},
+  author    = {Kojima, Takeshi and Gu, Shixiang Shane and Reid, Machel and Matsuo, Yutaka and Iwasawa, Yusuke},
+  booktitle = {Advances in Neural Information Processing Systems 35},
+  year      = {2022},
+  url       = {https://arxiv.org/abs/2205.11916}
+}""",
+    "wei2022chain": """@inproceedings{wei2022chain,
+  title     = {Chain-of-Thought Prompting Elicits Reasoning in Large Language Models},
+  author    = {Wei, Jason and Wang, Xuezhi and Schuurmans, Dale and Bosma, Maarten and Ichter, Brian and
+               Xia, Fei and Chi, Ed H. and Le, Quoc V. and Zhou, Denny},
+  booktitle = {Advances in Neural Information Processing Systems 35},
+  year      = {2022},
+  url       = {https://arxiv.org/abs/2201.11903}
+}""",
 }
 PAPERS = {  # of a method, besides those of its stages
     "pkd": "sun2019patient",
@@ -117,6 +157,26 @@ STAGES = {
     "logits": "The teacher's logits are distilled into the student",
     "joint": "Inner layers and logits of the teacher are distilled into the student together",
 }
+PARTITIONS = {  # how the test questions of a reasoning task are told from those of train
+    "random": "30 % of all, drawn as the paper did",
+    "template": "whole groups of questions that differ in numbers and names only, 30 % of the groups",
+    "first": "those behind the first ones, which are trained on",
+    "source": "those of the source's own split",
+}
+REASONING_STAGES = {
+    "rationales": "A teacher writes rationales for the training questions; those that pass curation are kept",
+    "answer": "The student answers the test questions greedily",
+}
+PROMPT_PAPERS = {"zs_cot": "kojima2022large", "fs_cot": "wei2022chain"}  # of how a teacher is asked
+ENDS = {  # where a student's answer is, by the template that it was trained with
+    "ft_token": "The whole completion is the answer.",
+    "ft_cot_token": "The answer is what follows the first `-->` of the completion.",
+    "ft_cot_natural": "The answer is what follows `Therefore the answer is` in the completion.",
+}
+
+# Settings of a stage, which are not worth telling where the stage is not run.
+SETTINGS: dict[str, tuple[str, ...]] = {stage: (f"method.{stage}.",) for stage in [*STAGES, "answer"]}
+SETTINGS["rationales"] = ("method.curation.", "method.samples", "method.temperature", "rationales.")
 
 
 def model_card(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -125,19 +185,22 @@ def model_card(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     result: what result.json holds; run: the resolved config as plain values (asdict of config.Run).
     What is not known (licence, a language, a base model that is a local folder) is left out, not guessed.
     """
+    writes = run["method"]["family"] == "reasoning"
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(result, run), sort_keys=False, allow_unicode=True)}---",
         f"# {result['run']['name']}",
         _introduction(result, run),
         _data(run),
         _method(run),
+        _rationales(result, run) if result.get("curation") else "",
         _hyperparameters(run),
         _scores(result),
-        _cost(result),
-        _loading(run),
+        _size_and_speed(result),
+        _asking(result, run) if writes else _loading(run),
         _citations(run),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    card: str = without_credentials("\n\n".join(part for part in parts if part) + "\n")
+    return card
 
 
 def differences(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,14 +250,17 @@ def _default(item: Field[Any]) -> Any:
 def _front_matter(result: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     source = run["task"].get("source", {})
     hub = source.get("hub")
-    regression = run["task"].get("kind") == "regression"
-    metrics = dict.fromkeys(name for row in score_rows(result) for name in HUB_METRICS[row.metric])
+    metrics = dict.fromkeys(name for row in score_rows(result) for name in HUB_METRICS.get(row.metric, ()))
     base = _base_model(run)
+    tags = [
+        *(["knowledge-distillation"] if result.get("teacher") else []),
+        *(["chain-of-thought"] if _thinks(run) else []),
+    ]
     matter: dict[str, Any] = {
         "language": LANGUAGES.get(hub) if hub else None,
         "library_name": "transformers",
-        "pipeline_tag": None if regression else "text-classification",
-        "tags": ["kdlab", "knowledge-distillation"] if result.get("teacher") else ["kdlab"],
+        "pipeline_tag": None if run["task"].get("kind") == "regression" else _pipeline(result, run),
+        "tags": ["kdlab", *tags],
         "base_model": base,
         "datasets": [hub] if hub else None,
         "metrics": list(metrics),
@@ -203,28 +269,40 @@ def _front_matter(result: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str
     return {key: value for key, value in matter.items() if value}
 
 
+def _pipeline(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    if run["method"]["family"] != "reasoning":
+        return "text-classification"
+    return "text2text-generation" if result["student"]["encoder_decoder"] else "text-generation"
+
+
+def _thinks(run: Mapping[str, Any]) -> bool:
+    """Whether the student writes a rationale before its answer."""
+    return "_cot" in run["method"].get("prompt", {}).get("template", "")
+
+
 def _index(result: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str, Any]]:
     task = run["task"]
     source = task.get("source", {})
     results = []
+    drawn = run["method"]["family"] == "reasoning" and task["partition"]["rule"] != "source"  # from all rows
     for split, metrics in result["student"]["scores"].items():
         further = task.get("evaluations", {}).get(split, {})
         data = {
             "name": f"{task['name']}, {split}",
             "type": source.get("hub") or task["name"],
             "config": further.get("config") or source.get("config"),
-            "split": further.get("split") or task.get("splits", {}).get(split),
+            "split": None if drawn else further.get("split") or task.get("splits", {}).get(split),
             "revision": source.get("revision"),
         }
         found = [
             {"type": _hub_metric(metric), "name": metric_name(metric), "value": scores["selected"]}
             for metric, scores in metrics.items()
-            if scores.get("selected") is not None
+            if metric in HUB_METRICS and scores.get("selected") is not None
         ]
         if found:
             results.append(
                 {
-                    "task": {"type": "text-classification", "name": task["name"]},
+                    "task": {"type": _pipeline(result, run), "name": task["name"]},
                     "dataset": {key: value for key, value in data.items() if value},
                     "metrics": found,
                 }
@@ -268,7 +346,7 @@ def _encoder(spec: Mapping[str, Any], role: str) -> str:
 def _introduction(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     method, task = run["method"]["name"], run["task"]["name"]
     lines = [f"A student made by kdlab with the method `{method}` for the task `{task}`.", ""]
-    if result.get("teacher"):
+    if result.get("teacher") and run["method"]["family"] != "reasoning":
         lines.append(f"- {_encoder(run['model'].get('teacher', {}), 'Teacher')}")
     lines.append(f"- {_encoder(run['model'].get('student', {}), 'Student')}")
     return "\n".join(lines)
@@ -285,6 +363,9 @@ def _data(run: Mapping[str, Any]) -> str:
         where = f"`{source['demo']}`, embedded in kdlab" if source.get("demo") else "Local files"
     columns = ", ".join(f"`{name}`" for name in task["text"])
     lines = ["## Data", "", f"{where}; text: {columns}."]
+    if task.get("kind") == "reasoning":
+        apart = "made apart from those of train" if source.get("demo") else PARTITIONS[task["partition"]["rule"]]
+        lines.append(f"Answers: {task['answer'].replace('_', ' or ')}. Test questions: {apart}.")
     if task.get("labels"):
         labels = ", ".join(f"{place} = {name}" for place, name in enumerate(task["labels"]))
         lines.append(f"Labels: {labels}.")
@@ -295,6 +376,7 @@ def _method(run: Mapping[str, Any]) -> str:
     stages = run["method"].get("stages", [])
     told = [f"{place}. {_stage(run['method'], stage)}" for place, stage in enumerate(stages, start=1)]
     how = {
+        "test": "the test set, as the paper did: its scores are optimistic",
         "heldout": "a held-out part of the training data",
         "dev": "the dev set, as papers often do: its scores flatter",
         "last": "nothing: the last one is kept",
@@ -305,8 +387,11 @@ def _method(run: Mapping[str, Any]) -> str:
 
 def _stage(method: Mapping[str, Any], stage: str) -> str:
     """What a stage does; of one that distils layers, which and how."""
-    text = STAGES.get(stage, stage)
     fit = method.get(stage, {})
+    text = STAGES.get(stage, stage)
+    if method["family"] == "reasoning":
+        learned = "the kept rationales, each with the gold answer behind it" if _taught(method) else "the answers"
+        return {**REASONING_STAGES, "student": f"The student is fine-tuned on {learned}"}[stage] + "."
     if stage in ("layers", "joint") and fit:
         text += f": {', '.join(fit['relations'])}; layer map {fit['layer_map']}"
         text += "; mixed inputs" if fit["mixup"] else ""
@@ -316,14 +401,59 @@ def _stage(method: Mapping[str, Any], stage: str) -> str:
     return text.removesuffix(".") + "."
 
 
+def _taught(method: Mapping[str, Any]) -> bool:
+    return "rationales" in method["stages"]
+
+
+def _rationales(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Who wrote what the student learned from, and what was left out of it."""
+    method, writer, curation = run["method"], run["rationales"], result["curation"]
+    samples = method["samples"]
+    wanted = [
+        "a right final answer" if method["curation"]["correct"] else "any final answer",
+        *(["an end of their own, not the token limit"] if method["curation"]["complete"] else []),
+        *([] if method["curation"]["duplicates"] else ["no copy of another one of the question"]),
+    ]
+    lines = [
+        "## Rationales",
+        "",
+        f"Written by {_writer(writer)}; {samples} of each question"
+        + (f", at temperature {method['temperature']:g}" if writer["kind"] in ("openai", "local") else "")
+        + ".",
+        f"Kept were those with {'; '.join(wanted)}: {curation['kept']} of {curation['rationales']}, for "
+        f"{curation['questions']} of {curation['asked']} training questions.",
+    ]
+    if curation["dropped"]:
+        told = ", ".join(f"{number} {why}" for why, number in curation["dropped"].items())
+        lines.append(f"Dropped: {told}.")
+    lines.append("Whether the reasoning itself is sound was not checked.")
+    return "\n".join(lines)
+
+
+def _writer(writer: Mapping[str, Any]) -> str:
+    """Who wrote the rationales, without what is private in how it was reached."""
+    kind, model = writer["kind"], writer["model"]
+    if kind == "rules":
+        return f"kdlab's rules for this task, {100 * writer['error_rate']:g} % of them wrong on purpose"
+    if kind == "recorded":
+        key = f" (`{writer['key']}`)" if writer["key"] else ""
+        return f"`{model}`; recorded completions{key}" if model else f"recorded completions{key}"
+    asked = "with zero-shot-CoT prompts" if writer["prompt"] == "zs_cot" else "with few-shot-CoT prompts"
+    if kind == "local":
+        name = _hub_id(model)
+        return f"`{name}`, {asked}" if name else f"a local model, {asked}"
+    host = urlsplit(writer["base_url"] or "").hostname
+    return f"`{model}` through an OpenAI-compatible endpoint" + (f" at `{host}`" if host else "") + f", {asked}"
+
+
 def _hyperparameters(run: Mapping[str, Any]) -> str:
     """Stages that the method does not run have no settings worth telling."""
-    stages = run["method"].get("stages")
-    idle = set(STAGES) - set(stages) if stages is not None else set()
+    stages = run["method"].get("stages", list(SETTINGS))
+    idle = tuple(prefix for stage, prefixes in SETTINGS.items() if stage not in stages for prefix in prefixes)
     shown = {
         where: value
         for where, value in differences(run).items()
-        if TOLD_AS_HYPERPARAMETERS.match(where) and not any(where.startswith(f"method.{name}.") for name in idle)
+        if TOLD_AS_HYPERPARAMETERS.match(where) and not where.startswith(idle)
     }
     if not shown:
         return "## Hyper-parameters\n\nkdlab's defaults."
@@ -339,42 +469,49 @@ def _hyperparameters(run: Mapping[str, Any]) -> str:
     return "\n".join([*head, *rows])
 
 
+EXPLAINED = {  # columns and rows of the scores
+    "best (optimistic)": "*Best* is the highest score seen on these very rows, so it is optimistic.",
+    "majority": "*Majority*: always the most frequent answer.",
+    "chance": "*Chance*: guessing by the frequencies of the answers in train.",
+    "95 % interval": "The interval is the bootstrap's over questions.",
+    "contains": "*Contains*: the right answer is somewhere in the text.",
+    "format": "*Format*: the text has the mark before the answer that it was trained to have.",
+    "complete": "*Complete*: the text ended by itself, not at the token limit.",
+}
+
+
 def _scores(result: Mapping[str, Any]) -> str:
-    head = [
-        "## Scores",
-        "",
-        "Times 100. *Selected* is the checkpoint that the run chose; *best* is the highest score seen on",
-        "these very rows, so it is optimistic. *Majority*: always the most frequent answer.",
-        "",
-        "| set | metric | majority | teacher | student, selected | last | best (optimistic) |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    rows = [
-        f"| {row.split} | {metric_name(row.metric)} | {' | '.join(map(hundredfold, row.values))} |"
-        for row in score_rows(result)
-    ]
+    columns = {_one_line(title): cells for title, cells in filled(score_columns(result), keep=("student",)).items()}
+    told = [text for name, text in EXPLAINED.items() if name in columns or name in columns["metric"]]
+    chosen = "Times 100. *Student*: the checkpoint that the run chose."
     seed, precision = result["run"]["seed"], result["run"]["precision"]
-    return "\n".join([*head, *rows, "", f"One run, seed {seed}, {precision}."])
-
-
-def _cost(result: Mapping[str, Any]) -> str:
-    rows = [
-        f"| {role} | {count(one.get('parameters'))} | {megabytes(one.get('bytes'))} | "
-        f"{milliseconds(one.get('latency_ms'))} | {count(one.get('flops_per_example'))} |"
-        for role in ("teacher", "student")
-        if (one := result.get(role))
-    ]
     return "\n".join(
         [
-            "## Size and speed",
-            "",
-            "Latency as measured on the machine of the run.",
-            "",
-            "| | parameters | size, MB | latency, ms | FLOPs per example |",
-            "|---|---:|---:|---:|---:|",
-            *rows,
+            *("## Scores", "", chosen, *told, ""),
+            *_markdown(columns, left=("set", "metric")),
+            *("", f"One run, seed {seed}, {precision}."),
+            *(f"\n**Note:** {line}." for line in remarks(result)),
         ]
     )
+
+
+def _size_and_speed(result: Mapping[str, Any]) -> str:
+    rows = {role: [show(result[role]) for show in SIZE_AND_SPEED.values()] for role in ROLES if result.get(role)}
+    known = {role: cells for role, cells in rows.items() if set(cells) != {"-"}}  # not of a teacher behind an endpoint
+    figures = zip(map(_one_line, SIZE_AND_SPEED), zip(*known.values(), strict=True), strict=True) if known else ()
+    head = ["## Size and speed", "", "Speed as measured on the machine of the run.", ""]
+    return "\n".join([*head, *_markdown({"": list(known), **filled(dict(figures))}, left=("",))]) if known else ""
+
+
+def _markdown(columns: Mapping[str, Sequence[str]], *, left: Sequence[str]) -> list[str]:
+    """The lines of a table."""
+    rules = "|".join("---" if title in left else "---:" for title in columns)
+    rows = [f"| {' | '.join(cells)} |" for cells in zip(*columns.values(), strict=True)]
+    return [f"| {' | '.join(columns)} |", f"|{rules}|", *rows]
+
+
+def _one_line(title: str) -> str:
+    return title.replace("\n", " ")
 
 
 def _loading(run: Mapping[str, Any]) -> str:
@@ -397,9 +534,72 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
     return text
 
 
+def _asking(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """How to load a student that writes, and how to ask it."""
+    method, asked = run["method"], result["prompt"] or {}
+    seq2seq = result["student"]["encoder_decoder"]
+    kind = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
+    padding = "" if seq2seq else ', padding_side="left"'
+    completion = "output" if seq2seq else 'output[:, inputs["input_ids"].shape[1] :]'
+    parts = [
+        f"""## How to load
+
+```python
+from transformers import {kind}, AutoTokenizer
+
+folder = "student"  # the folder that holds this file
+model = {kind}.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder{padding})
+
+template = {json.dumps(asked.get("template") or "{question}", ensure_ascii=False)}
+prompts = [template.replace("{{question}}", question) for question in ["..."]]
+inputs = tokenizer(prompts, padding=True, return_token_type_ids=False, return_tensors="pt")
+output = model.generate(**inputs, do_sample=False, max_new_tokens={method["answer"]["max_tokens"]})
+print(tokenizer.batch_decode({completion}, skip_special_tokens=True))
+```
+
+{ENDS[method["prompt"]["template"]]}"""
+    ]
+    source = run["task"]["source"]
+    if asked and (source.get("hub") or source.get("demo")):  # a question of local data may be private
+        parts.append(f"A prompt of the test set:\n\n{_fenced(asked['prompt'])}")
+        parts.append(f"What the student made of it:\n\n{_fenced(asked['completion'])}")
+    if method["answer"]["unmasked_left_pad"]:
+        parts.append(
+            "**Warning:** for the scores of this card padding was attended to and counted in positions, as the official"
+            "\ncode does for GPT-2. The code above masks it, and gives other answers in batches."
+        )
+    return "\n\n".join(parts)
+
+
+def _fenced(text: str) -> str:
+    """A block of code that no text can end."""
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
+    return f"{fence}text\n{visible(text)}\n{fence}"
+
+
 def _citations(run: Mapping[str, Any]) -> str:
-    name, stages = run["method"]["name"], run["method"].get("stages", [])
-    of_stages = [STAGE_PAPERS[stage] for stage in stages if stage in STAGE_PAPERS and name not in OWN_STAGES]
-    keys = dict.fromkeys([*([PAPERS[name]] if name in PAPERS else []), *of_stages])
-    cited = [CITATIONS[key] for key in keys]
+    method = run["method"]
+    keys = _reasoning_papers(run) if method["family"] == "reasoning" else _distillation_papers(method)
+    cited = [CITATIONS[key] for key in dict.fromkeys(keys)]
     return "\n".join(["## Citation", "", "```bibtex", "\n\n".join(cited), "```"]) if cited else ""
+
+
+def _reasoning_papers(run: Mapping[str, Any]) -> list[str]:
+    """That of the family, and those of how the teacher and the student are asked."""
+    method, writer = run["method"], run["rationales"]
+    asked = [method["prompt"]["template"]]
+    if _taught(method) and writer["kind"] != "rules":
+        key = writer["key"] or ""
+        asked += [
+            name
+            for name in PROMPT_PAPERS
+            if (key.startswith(name) if writer["kind"] == "recorded" else writer["prompt"] == name)
+        ]
+    return ["ho2023large", *(PROMPT_PAPERS[name] for name in asked if name in PROMPT_PAPERS)]
+
+
+def _distillation_papers(method: Mapping[str, Any]) -> list[str]:
+    name, stages = method["name"], method.get("stages", [])
+    of_stages = [STAGE_PAPERS[stage] for stage in stages if stage in STAGE_PAPERS and name not in OWN_STAGES]
+    return [*([PAPERS[name]] if name in PAPERS else []), *of_stages]

@@ -10,8 +10,11 @@ from rich import box
 from rich.table import Table
 
 from kdlab.artifacts import Artifact, Store
+from kdlab.context import Requests
+from kdlab.data.prompts import read_exemplars
 from kdlab.engine.progress import duration
 from kdlab.graph import Graph, Stage
+from kdlab.rationales.prices import estimate, price, shown
 from kdlab.report.summary import count, megabytes
 from kdlab.runner import State, other_code, states
 
@@ -19,6 +22,7 @@ UNKNOWN = "~"
 FLOPS_PER_SECOND = 5e10  # of a processor nobody has measured yet
 BYTES_PER_PARAMETER = 4
 TOKENS_PER_ROW = 0.4  # of max_length, until the data is prepared
+QUESTION_CHARACTERS = 200  # of a question, until the data is prepared
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,35 @@ def plan_notes(graph: Graph) -> list[str]:
     return lines
 
 
+def cost_notes(graph: Graph, store: Store, requests: Requests) -> list[str]:
+    """What the stages that are to ask an endpoint will send and cost at most, a line each."""
+    lines = []
+    for stage in graph:
+        writer = stage.values.get("writer", {})
+        if stage.name != "rationalise" or "endpoint" not in writer or store.find(stage.artifact) is not None:
+            continue
+        questions = stage.inputs["questions"]
+        prepared = store.find(questions.artifact) if questions.pinned else None
+        if prepared is not None:
+            splits = stage.values["splits"]
+            rows = sum(prepared.facts["rows"].get(split, 0) for split in splits)
+            characters = sum(prepared.facts["characters"].get(split, 0) for split in splits)
+        elif stage.work.examples is not None:
+            rows = stage.work.examples
+            characters = rows * QUESTION_CHARACTERS
+        else:
+            lines.append(f"{stage.label}: ~ until the questions are prepared")
+            continue
+        if "exemplars" in stage.values:
+            shots = read_exemplars(stage.places.get("exemplars"), stage.values["exemplars"]["key"])
+            characters += rows * sum(len(shot) for shot in shots)
+        steps = 2 if writer["prompt"] == "zs_cot" else 1
+        known = price(writer["model"], base_url=writer["endpoint"], override=requests.price)
+        found = estimate(rows, characters, stage.values["samples"], writer["max_tokens"], steps, known)
+        lines.append(f"{stage.label}: {shown(found)}; what the journal holds is not paid for again")
+    return lines
+
+
 def _sum(text: str, *, known: bool, any_left: bool) -> str:
     if not any_left:
         return "0"
@@ -129,9 +162,11 @@ def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
     if steps is None or rows is None:
         return Estimate(bytes=size)
     if artifact is None:
-        per_row = TOKENS_PER_ROW * data.values["max_length"]
+        longest = data.values.get("max_length") or data.values["max_prompt"] + data.values["max_target"]
+        per_row = TOKENS_PER_ROW * longest
     else:
-        per_row = artifact.facts["tokens"]["train"] / rows
+        tokens_of = artifact.facts["tokens"]
+        per_row = (tokens_of["train"] if "train" in tokens_of else tokens_of["all"]) / rows
     share = min(1.0, steps * work.batch_size / (rows * max(work.epochs, 1)))
     tokens = per_row * rows * work.epochs * share
     seconds = None if work.parameters is None else 2 * work.cost * work.parameters * tokens / speed

@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdlab import provenance
 from kdlab.artifacts import Artifact
-from kdlab.config import Distillation, Run
+from kdlab.config import Distillation, Reasoning, Run
+from kdlab.report.samples import Sample, read_samples
+
+REASONING_METRICS = ("accuracy", "contains_answer", "correct_format", "complete")
+COSTS = ("requests", "prompt_tokens", "completion_tokens", "usd")  # facts of a stage that asked an endpoint
+
+NEARLY_ALL = 0.9  # share of one answer among all predictions that makes a student degenerate
+FREQUENT = 0.1  # share of the questions; scores meet that of a rarer answer by chance
+FREQUENT_ROWS = 10
 
 
 def build(run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifact], seconds: float) -> dict[str, Any]:
-    """The result of a run of the distillation family.
+    """The result of a run.
 
     targets: artifacts by the names that the plan gave them; stages: artifacts by stage label.
     Scores are fractions: `selected` is of the published student, reloaded; `last` and `best` are of its last
     training stage's evaluations, and `best` is chosen on the very set that it reports.
+    `split` is the set that methods are compared on.
     """
+    of_family = build_reasoning if isinstance(run.method, Reasoning) else build_distillation
+    return of_family(run, targets, stages, seconds)
+
+
+def build_distillation(
+    run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifact], seconds: float
+) -> dict[str, Any]:
+    """The result of a run of the distillation family."""
     method = run.method
     assert isinstance(method, Distillation)
     facts = _read(targets["data"].path / "facts.json")
     further = _read(targets["sets"].path / "facts.json") if "sets" in targets else {"majority": {}, "rows": {}}
     student = _side(run, targets, "student")
-    others = sorted({artifact.manifest["made"]["versions"]["kdlab"] for artifact in stages.values()})
     return {
-        "run": {
-            "name": run.name,
-            "method": method.name,
-            "task": run.task.name,
-            "model": run.model.name,
-            "seed": run.seed,
-            "precision": run.precision,
-            "select_on": run.select_on,
-        },
+        **_common(run, stages, seconds),
         "metric": run.task.metric,
+        "split": "dev",
         "scores": student["scores"],
         "student": {**student, "path": "student"},
         "teacher": _side(run, targets, "teacher") if "teacher" in targets else None,
@@ -43,9 +54,73 @@ def build(run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifa
         "rows": {**facts["rows"], **further["rows"]},
         "conditions": facts["conditions"],
         "seeds": {"run": run.seed} | ({"teacher": method.teacher_seed} if "teacher" in targets else {}),
+    }
+
+
+def build_reasoning(
+    run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifact], seconds: float
+) -> dict[str, Any]:
+    """The result of a run of the family of Fine-tune-CoT.
+
+    Besides what every result has: confidence intervals, chance, the constant answer that the student's score is no
+    better than (or None), what curation kept, what requests cost, and the prompt as the student gets it.
+    """
+    facts = _read(targets["data"].path / "facts.json")
+    scored = targets["student_scores"].path
+    student = _generator(run, targets)
+    split = "test"
+    tested = [sample for sample in read_samples(scored / "samples.jsonl") if sample["split"] == split]
+    curated = targets.get("curated")
+    result = {
+        **_common(run, stages, seconds),
+        "metric": "accuracy",
+        "split": split,
+        "scores": student["scores"],
+        "intervals": _read(scored / "intervals.json"),
+        "constant": _constant(tested),
+        "student": student,
+        "teacher": _writer(run, targets) if "rationales" in targets else None,
+        "majority": facts["majority"],
+        "majority_answer": facts["majority_answer"],
+        "chance": facts["chance"],
+        "rows": facts["rows"],
+        "conditions": facts["conditions"],
+        "curation": None if curated is None else _read(curated.path / "report.json"),
+        "cost": _cost([targets[name] for name in ("rationales", "answers") if name in targets]),
+        "prompt": _prompt(targets["answers"].path / "answers.json"),
+        "seeds": {"run": run.seed} | ({"rationales": run.rationales.seed} if "rationales" in targets else {}),
+    }
+    cleaned: dict[str, Any] = without_credentials(result)
+    return cleaned
+
+
+def without_credentials(value: Any) -> Any:
+    """A copy of plain values in which no address has a user or a password: http://***@host/v1."""
+    if isinstance(value, str):
+        return re.sub(r"(?<=://)[^/\s]+@", "***@", value)
+    if isinstance(value, Mapping):
+        return {key: without_credentials(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_credentials(inner) for inner in value]
+    return value
+
+
+def _common(run: Run, stages: Mapping[str, Artifact], seconds: float) -> dict[str, Any]:
+    """What every family tells: the run, its stages, and the code that made them."""
+    return {
+        "run": {
+            "name": run.name,
+            "family": run.method.family,
+            "method": run.method.name,
+            "task": run.task.name,
+            "model": run.model.name,
+            "seed": run.seed,
+            "precision": run.precision,
+            "select_on": run.select_on,
+        },
         "sources": {
             label: artifact.manifest["values"][name]
-            for name in ("source", "model", "student", "tokenizer")
+            for name in ("source", "model", "student", "tokenizer", "writer")
             for label, artifact in stages.items()
             if artifact.manifest["values"].get(name)
         },
@@ -57,10 +132,13 @@ def build(run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifa
         ],
         "versions": provenance.versions(),
         "git": provenance.git(),
-        "made_by": others,
+        "made_by": sorted({artifact.manifest["made"]["versions"]["kdlab"] for artifact in stages.values()}),
         "seconds": round(seconds, 3),
         "seconds_of_stages": {label: artifact.manifest["made"]["seconds"] for label, artifact in stages.items()},
     }
+
+
+# distillation ------------------------------------------------------------------------------------------------------
 
 
 def _side(run: Run, targets: Mapping[str, Artifact], side: str) -> dict[str, Any]:
@@ -70,28 +148,119 @@ def _side(run: Run, targets: Mapping[str, Artifact], side: str) -> dict[str, Any
     head = _read(targets[side].path / "model" / "config.json").get("kdlab_head", "stock")
     return {
         "scores": _scores(selected, history, [run.task.metric, *run.task.metrics]),
-        "selection": {
-            "on": run.select_on,
-            "step": history["selected_step"],
-            "last_step": history["last_step"],
-            "score": history["best_score"],
-        },
+        "selection": _selection(run, history),
         "head": head,
         **figures,
     }
 
 
+# reasoning ---------------------------------------------------------------------------------------------------------
+
+
+def _generator(run: Run, targets: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The student; one that was only prompted has parameters but no folder, one behind an endpoint neither."""
+    folder = targets["student"].path if "student" in targets else None
+    trained = folder is not None and (folder / "model").is_dir()
+    history = _read(folder / "history.json") if folder is not None and trained else None
+    figures = _read(targets["student_figures"].path / "figures.json") if "student_figures" in targets else {}
+    answers = targets["answers"]
+    untimed = dict.fromkeys(("tokens", "seconds", "tokens_per_second"))
+    return {
+        "parameters": None,
+        **figures,
+        "scores": _scores(_read(targets["student_scores"].path / "scores.json"), history, REASONING_METRICS),
+        "selection": None if history is None else _selection(run, history),
+        "bytes": figures.get("bytes") if trained else None,
+        "answers": {**untimed, **answers.facts.get("answers", {})},
+        "encoder_decoder": answers.manifest["values"]["style"]["model_type"] == "encoder_decoder",
+        "path": "student" if trained else None,
+    }
+
+
+def _writer(run: Run, targets: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Who wrote the rationales, and how often its first one is right."""
+    scores = _read(targets["teacher_scores"].path / "scores.json") if "teacher_scores" in targets else {}
+    named = run.rationales.model if run.rationales.kind != "rules" else None
+    return {
+        "name": named or run.rationales.name,
+        "scores": _scores(scores, None, ["accuracy"]),
+        "rationales": targets["rationales"].facts["rationales"],
+    }
+
+
+def _constant(tested: Sequence[Sample]) -> dict[str, Any] | None:
+    """The one answer that the student gives to nearly all questions, or whose score it has; None: neither.
+
+    answer; accuracy: of always giving it; share: of the predictions that are it. Several cells of the paper's tables
+    are such scores: on Coin Flip 44.67 is always yes, 55.33 always no (results.ipynb cells 36-44).
+    """
+    golds = Counter(_plain(sample["answer"]) for sample in tested)
+    predictions = Counter(_plain(sample["prediction"]) for sample in tested if sample["prediction"] is not None)
+    right = sum(bool(sample["correct"]) for sample in tested)
+    least = max(FREQUENT_ROWS, FREQUENT * len(tested))
+    found = [answer for answer, times in predictions.most_common(1) if times >= NEARLY_ALL * len(tested)]
+    found += [answer for answer, times in golds.most_common() if times == right >= least]
+    if not found:
+        return None
+    answer = found[0]
+    written = [sample[name] for name in ("prediction", "answer") for sample in tested]
+    return {
+        "answer": next(text for text in written if _plain(text) == answer),
+        "accuracy": golds[answer] / len(tested),
+        "share": predictions[answer] / len(tested),
+    }
+
+
+def _plain(answer: Any) -> str:
+    return str(answer).strip().casefold()
+
+
+def _cost(asked: Sequence[Artifact]) -> dict[str, Any] | None:
+    """Sums over the stages that asked an endpoint; a sum with an unknown part is not known."""
+    told = [artifact.facts for artifact in asked if "requests" in artifact.facts]
+    if not told:
+        return None
+    sums: dict[str, Any] = {}
+    for name in COSTS:
+        parts = [facts.get(name) for facts in told]
+        sums[name] = sum(part for part in parts if part is not None) if None not in parts else None
+    return sums
+
+
+def _prompt(answers: Path) -> dict[str, str | None] | None:
+    """How the student is asked: one prompt, its completion, and the template, in which the question is left open."""
+    records = [record for records in _read(answers)["data"].values() for record in records]
+    if not records:
+        return None
+    first = records[0]
+    prompt, question = first["prompt"], first["question"].strip()
+    template = prompt.replace(question, "{question}") if question and prompt.count(question) == 1 else None
+    return {"template": template, "prompt": prompt, "completion": first["completion"]}
+
+
+# both --------------------------------------------------------------------------------------------------------------
+
+
+def _selection(run: Run, history: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "on": run.select_on,
+        "step": history["selected_step"],
+        "last_step": history["last_step"],
+        "score": history["best_score"],
+    }
+
+
 def _scores(
-    selected: Mapping[str, Mapping[str, float]], history: Mapping[str, Any], wanted: Sequence[str]
+    selected: Mapping[str, Mapping[str, float]], history: Mapping[str, Any] | None, wanted: Sequence[str]
 ) -> dict[str, Any]:
     """The wanted metrics, of all that were scored."""
-    evaluations = history["evaluations"]
+    evaluations = [] if history is None else history["evaluations"]
     scores: dict[str, Any] = {}
     for split, metrics in selected.items():
         scores[split] = {}
         for metric in dict.fromkeys(wanted):
             value = metrics[metric]
-            curve = [one["scores"][split][metric] for one in evaluations if split in one["scores"]]
+            curve = [one["scores"][split][metric] for one in evaluations if metric in one["scores"].get(split, {})]
             scores[split][metric] = {"selected": value} | ({"last": curve[-1], "best": max(curve)} if curve else {})
     return scores
 

@@ -14,7 +14,7 @@ from kdlab.engine.tracking import Tracker, key_configured
 from kdlab.errors import TrackingError
 
 IDENTITY = ("run_id", "name", "group", "job_type", "tags", "config")
-SUMMARY = ("scores", "teacher", "student", "majority", "seconds")  # of result.json
+SUMMARY = ("scores", "teacher", "student", "majority", "chance", "cost", "seconds")  # of result.json
 
 
 def sync(run_dirs: Sequence[Path], *, settings: Tracking) -> list[str]:

@@ -99,12 +99,21 @@ def _words(train: pa.Table) -> PreTrainedTokenizerBase:
 
 
 def _pretrained(tokenizer: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    fast = load_tokenizer(tokenizer)
+    if fast.pad_token_id is None:
+        where = str(tokenizer.get("path") or tokenizer["id"])
+        raise ModelError("The tokenizer has no padding token.", where=where, fix="Use the tokenizer of an encoder.")
+    return fast
+
+
+def load_tokenizer(tokenizer: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of {"id", "revision"} on the Hub, or of a folder {"path"}. Raises HubError or ModelError."""
     name = str(tokenizer.get("path") or tokenizer["id"])
     revision = tokenizer.get("revision")
     where = name + (f", revision {revision}" if revision else "")
     local = Path(name).is_dir()
     if tokenizer.get("path") and not local:
-        raise ModelError("The tokenizer's folder does not exist.", where=where, fix="Check model.teacher.id.")
+        raise ModelError("The tokenizer's folder does not exist.", where=where, fix="Check the model's id.")
     try:
         fast = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
     except OSError as error:
@@ -131,8 +140,6 @@ def _pretrained(tokenizer: Mapping[str, Any]) -> PreTrainedTokenizerBase:
             where=where,
             fix="Put tokenizer.json (or vocab.txt) beside config.json.",
         )
-    if fast.pad_token_id is None:
-        raise ModelError("The tokenizer has no padding token.", where=where, fix="Use the tokenizer of an encoder.")
     loaded: PreTrainedTokenizerBase = fast
     return loaded
 

@@ -1,0 +1,1 @@
+"""Rationales: who writes them, and the journal of what was paid for."""

@@ -1,0 +1,147 @@
+"""Ask an endpoint or a model on this machine, with a journal of what it answered, and say how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from kdlab.context import Context
+from kdlab.engine import device
+from kdlab.engine.progress import duration
+from kdlab.models.generator import generate, load_generator
+from kdlab.rationales.completion import Completer, Completion, Progress, Request, endpoint_name
+from kdlab.rationales.endpoint import Endpoint
+from kdlab.rationales.journal import Journal, Journaled, journal_path
+from kdlab.rationales.local import LocalCompleter
+from kdlab.rationales.prices import dollars, price
+from kdlab.stages.targets import writing_tokenizer
+
+SHOWN_EVERY = 10.0  # seconds between two lines of progress
+LOCAL = "local"  # what stands for the endpoint of a model on this machine
+
+
+class Asker:
+    """Answers to lists of requests, in their order; nothing is asked that the journal holds."""
+
+    def __init__(self, ctx: Context, completer: Completer, journal: Journal) -> None:
+        self.ctx = ctx
+        self.requests = 0  # answered, by the journal or anew
+        self.journaled = Journaled(completer, journal)
+
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        found: dict[int, Completion] = {}
+        self.journaled.complete(requests, found.__setitem__, self._progress())
+        self.requests += len(found)
+        return [found[index] for index in range(len(requests))]
+
+    def known(self, requests: Sequence[Request]) -> list[Completion | None]:
+        """What the journal holds already; it counts as spent."""
+        return self.journaled.known(requests)
+
+    def facts(self) -> dict[str, Any]:
+        ledger = self.journaled.ledger
+        return {
+            "requests": self.requests,
+            "prompt_tokens": ledger.prompt_tokens,
+            "completion_tokens": ledger.completion_tokens,
+            "usd": ledger.usd,
+        }
+
+    def _progress(self) -> Callable[[Progress], None]:
+        started = shown = time.monotonic()
+
+        def show(now: Progress) -> None:
+            nonlocal shown
+            passed = time.monotonic()
+            if passed - shown < SHOWN_EVERY:
+                return
+            shown = passed
+            cost = "" if now.usd is None else f", {dollars(now.usd)} so far"
+            self.ctx.note(
+                f"      {self.ctx.stage} {now.done}/{now.total}: {now.tokens:,} tokens{cost}, "
+                f"{duration(passed - started)}"
+            )
+
+        return show
+
+
+@contextmanager
+def asking(
+    ctx: Context,
+    writer: Mapping[str, Any],
+    *,
+    max_tokens: int,
+    temperature: float,
+    stop: Sequence[str],
+    seed: int = 0,
+) -> Iterator[Asker]:
+    """writer: endpoint, model and api; or the id and revision, or path and content, of a model on this machine."""
+    completer: Completer
+    if "endpoint" in writer:
+        completer = _endpoint(ctx, writer, max_tokens=max_tokens, temperature=temperature, stop=stop)
+        place, name = completer.name, completer.model
+    else:
+        name = f"{writer.get('id') or 'folder'}@{writer.get('revision') or writer['content']}"
+        completer = _local(ctx, writer, name, max_tokens=max_tokens, temperature=temperature, stop=stop, seed=seed)
+        place = LOCAL
+
+    def waiting() -> None:
+        ctx.note(f"wait  {ctx.stage}: another process asks {name}")
+
+    with Journal(journal_path(ctx.journals, place, name), waiting=waiting) as journal:
+        yield Asker(ctx, completer, journal)
+
+
+def _endpoint(
+    ctx: Context, writer: Mapping[str, Any], *, max_tokens: int, temperature: float, stop: Sequence[str]
+) -> Endpoint:
+    base_url = address(writer["endpoint"])
+    return Endpoint(
+        base_url=base_url,
+        model=writer["model"],
+        api=writer["api"],
+        max_tokens=max_tokens,
+        temperature=temperature,
+        stop=stop,
+        concurrency=ctx.requests.concurrency,
+        timeout=ctx.requests.timeout,
+        attempts=ctx.requests.attempts,
+        budget=ctx.requests.budget,
+        price=price(writer["model"], base_url=base_url, override=ctx.requests.price),
+        note=ctx.note,
+    )
+
+
+def address(endpoint: str) -> str | None:
+    """None where it is that of the environment, which may hold what no identity should."""
+    return None if endpoint_name(None) == endpoint else endpoint
+
+
+def _local(
+    ctx: Context,
+    writer: Mapping[str, Any],
+    name: str,
+    *,
+    max_tokens: int,
+    temperature: float,
+    stop: Sequence[str],
+    seed: int,
+) -> LocalCompleter:
+    place = device.pick_device(ctx.hardware)
+    model = load_generator(writer, attention=device.attention_kernel(place, train=False), seed=seed)
+    model.to(place)  # type: ignore[arg-type]
+    tokenizer = writing_tokenizer(writer)
+
+    def write(prompts: list[str], **settings: Any) -> list[Any]:
+        return generate(model, tokenizer, prompts, **{**settings, "seed": [one ^ seed for one in settings["seed"]]})
+
+    return LocalCompleter(
+        write,
+        model=name if not temperature else f"{name}#{seed}",
+        max_tokens=max_tokens,
+        temperature=temperature,
+        stop=stop,
+        batch_size=ctx.hardware.eval_batch,
+    )

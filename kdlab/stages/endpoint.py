@@ -1,0 +1,217 @@
+"""A student behind an OpenAI-compatible endpoint: fine-tuned through its API, and asked there, as in the paper.
+
+Source: Ho et al. 2023, section 4.1 (GPT-3 students); reasoning-teacher src/openai_utils; papers.md 2.2. A target ends
+in " END", at which an answer stops; no hyper-parameter is sent unless the user gives epochs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdlab.artifacts import write_json
+from kdlab.context import Context
+from kdlab.data.prompts import Style, fit_exemplars, prompt, read_exemplars, target
+from kdlab.errors import BudgetError, DataError
+from kdlab.rationales.completion import Request, endpoint_name
+from kdlab.rationales.prices import price, tokens_at_most
+from kdlab.rationales.tuning import Size, Tuner, training_cost
+from kdlab.stages.completions import Records, Row, read_rows, record, write_records
+
+if TYPE_CHECKING:
+    from kdlab.stages.asking import Asker
+
+CHARACTERS = 4  # of a token, about: the endpoint's tokenizer is not known
+
+
+def finetune_endpoint(
+    ctx: Context,
+    *,
+    data: Path,
+    endpoint: str,
+    model: str,
+    api: str,
+    style: Mapping[str, Any],
+    epochs: int | None = None,
+) -> None:
+    """Export the rows to learn from, have the endpoint fine-tune its model on them, and wait for it.
+
+    data: has `train.jsonl`, curated or (answers only) of questions. api: "completions" writes rows of prompt and
+    completion, "chat" rows of messages. Leaves `train.jsonl` as it was sent, and `model.json`: model (the fine-tuned
+    one's name), job, file, base, epochs and trained_tokens. What was made is noted in `work/job.json`; a job that the
+    endpoint has for the same data, model and epochs is never made again, with `fresh` neither.
+
+    Raises EndpointError (see `Tuner`), BudgetError, and DataError if there are no rows.
+    """
+    file = ctx.out / "train.jsonl"
+    size = _export(file, read_rows(data, "train"), Style(**style), api=api)
+    notes = ctx.work / "job.json"
+    asked = ctx.requests
+    tuner = Tuner(
+        base_url=_address(endpoint),
+        model=model,
+        epochs=epochs,
+        timeout=asked.timeout,
+        attempts=asked.attempts,
+        budget=asked.budget,
+        price=asked.student_price.training,
+        note=ctx.note,
+    )
+    tuned = tuner.tune(
+        file,
+        size,
+        json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {},
+        lambda known: write_json(notes, known),
+    )
+    write_json(ctx.out / "model.json", asdict(tuned))
+    ctx.facts.update(
+        rows={"train": size.rows},
+        model=tuned.model,
+        job=tuned.job,
+        trained_tokens=tuned.trained_tokens,
+        usd=None if tuned.trained_tokens is None else training_cost(tuned.trained_tokens, tuner.price),
+    )
+
+
+def _export(file: Path, rows: Sequence[Row], style: Style, *, api: str) -> Size:
+    """Write the rows as the fine-tuning API reads them. In chat no blank leads an answer: nothing stands before it."""
+    if not rows:
+        raise DataError("There is nothing to fine-tune on.", where=f"{file.parent.name}, train.jsonl")
+    tokens = 0
+    with open(file, "w", encoding="utf-8") as out:
+        for row in rows:
+            asked = prompt(row["question"], style)
+            wanted = target(row["answer"], row.get("rationale"), style)
+            tokens += tokens_at_most(asked) + tokens_at_most(wanted)
+            line: dict[str, Any] = {"prompt": asked, "completion": wanted}
+            if api == "chat":
+                said = {"user": asked, "assistant": wanted.lstrip(" ")}
+                line = {"messages": [{"role": role, "content": text} for role, text in said.items()]}
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return Size(rows=len(rows), tokens=tokens)
+
+
+def _address(endpoint: str) -> str | None:
+    """None where it is that of the environment, which may hold what no identity should."""
+    return None if endpoint_name(None) == endpoint else endpoint
+
+
+def answer_endpoint(
+    ctx: Context,
+    *,
+    questions: Path,
+    student: Path | None = None,
+    model: str | None = None,
+    endpoint: str,
+    api: str,
+    style: Mapping[str, Any],
+    answering: Mapping[str, Any],
+    exemplars: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `answers.json`: one completion of each test question at temperature 0, in CompletionDataset's layout.
+
+    student: what `finetune_endpoint` left; model: one that is asked as it is. answering: max_tokens; of fs_cot also
+    max_prompt and too_long; a prompt of one request has no padding to mask. exemplars: of fs_cot, {"key"} and, unless
+    they are kdlab's own, {"path"}. Facts: rows, requests, prompt_tokens, completion_tokens and usd as of `rationalise`;
+    answers: tokens, seconds, and tokens_per_second (None if some came from the journal).
+    """
+    from kdlab.stages.asking import asking
+
+    rows = read_rows(questions, "test")
+    name = model if student is None else json.loads((student / "model.json").read_text(encoding="utf-8"))["model"]
+    assert name is not None, "a student or a model"
+    shape = Style(**style)
+    shots = read_exemplars(exemplars.get("path"), exemplars["key"]) if exemplars else []
+    known_price = price(name, base_url=_address(endpoint), override=ctx.requests.student_price)
+    if ctx.requests.budget.usd is not None and known_price is None:
+        raise BudgetError(
+            f"budget.usd is set, but nothing is known of what {name} costs: nothing was sent.",
+            where="budget.usd",
+            fix="Set model.price.input and model.price.output (US dollars per million tokens), or limit budget.tokens "
+            "instead.",
+        )
+    own = replace(ctx, requests=replace(ctx.requests, price=ctx.requests.student_price))
+    writer = {"endpoint": endpoint, "model": name, "api": api}
+    stop = [] if shape.stop is None else [shape.stop]
+    started = time.monotonic()
+    with asking(own, writer, max_tokens=answering["max_tokens"], temperature=0.0, stop=stop) as asker:
+        told = _Told(asker)
+        records = _ask(rows, shape, shots, told, answering)
+        ctx.facts.update(asker.facts(), requests=told.requests)
+    seconds = time.monotonic() - started
+    template = shape.template
+    write_records(
+        ctx.out / "answers.json", records, model=name, task_key="", completion_key=template, template=template
+    )
+    tokens = ctx.facts["completion_tokens"]
+    ctx.facts["rows"] = {"test": len(rows)}
+    ctx.facts["answers"] = {
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": None if told.known else round(tokens / max(seconds, 1e-9), 3),
+    }
+
+
+class _Told:
+    """Asks, and counts: how many requests there were, and how many answers the journal held."""
+
+    def __init__(self, asker: Asker) -> None:
+        self.asker = asker
+        self.requests = self.known = 0
+
+    def __call__(self, prompts: Sequence[str]) -> list[Any]:
+        wanted = [Request(text) for text in prompts]
+        self.requests += len(wanted)
+        self.known += sum(one is not None for one in self.asker.known(wanted))
+        return self.asker(wanted)
+
+
+def _ask(rows: Sequence[Row], style: Style, shots: Sequence[str], ask: _Told, answering: Mapping[str, Any]) -> Records:
+    """One completion of each question; of zs_cot, all rationales before all answers."""
+    if style.template != "zs_cot":
+        prompts = [_prompt(row, style, shots, answering) for row in rows]
+        return {
+            row["id"]: [record(row, 0, prompt=text, completion=one.text, finish_reason=one.finish_reason)]
+            for row, text, one in zip(rows, prompts, ask(prompts), strict=True)
+        }
+
+    def last_prompt(row: Row, text: str, thought: str) -> str:
+        return prompt(row["question"], style, step=2, reasoning_prompt=text, rationale=thought)
+
+    first = [prompt(row["question"], style, step=1) for row in rows]
+    before = zip(rows, first, ask.asker.known([Request(text) for text in first]), strict=True)
+    ask.asker.known([Request(last_prompt(row, text, one.text)) for row, text, one in before if one])  # spent already
+    thoughts = ask(first)
+    second = [last_prompt(row, text, one.text) for row, text, one in zip(rows, first, thoughts, strict=True)]
+    return {
+        row["id"]: [
+            record(
+                row,
+                0,
+                prompt=last,
+                completion=answer.text,
+                finish_reason=answer.finish_reason,
+                reasoning_prompt=text,
+                reasoning=thought.text,
+                reasoning_finish_reason=thought.finish_reason,
+            )
+        ]
+        for row, text, thought, last, answer in zip(rows, first, thoughts, second, ask(second), strict=True)
+    }
+
+
+def _prompt(row: Row, style: Style, shots: Sequence[str], answering: Mapping[str, Any]) -> str:
+    if style.template != "fs_cot":
+        return prompt(row["question"], style)
+    return fit_exemplars(
+        shots,
+        row["question"],
+        style,
+        length=lambda text: -(-len(text) // CHARACTERS),
+        limit=answering["max_prompt"],
+        how=answering["too_long"],
+    )
