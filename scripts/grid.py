@@ -42,7 +42,7 @@ GRIDS = {
         (1, 2, 3),
     ),
     "cpu/cot": Grid(
-        {"reasoning/multiarith": "MultiArith (accuracy)", "reasoning/coin_flip": "Coin Flip (accuracy)"},
+        {"reasoning/multiarith": "MultiArith (accuracy)", "reasoning/addsub": "AddSub (accuracy)"},
         ("zs", "ft_answer", "ft_cot"),
         (42,),
     ),
