@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DEMO ?= $(BIN)/kdlab train -m experiment=demo/nli
+DEMO_COT ?= $(BIN)/kdlab train -m experiment=demo/cot
 PYTEST ?= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test real check format lock clean
+.PHONY: help install demo demo-cot test real check format lock clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED)  ## Make .venv from requirements.lock, with kdlab itself editable
 
@@ -28,6 +29,9 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py
 
 demo: install  ## Train teacher and students on the embedded task and show the table (under 3 minutes)
 	$(DEMO)
+
+demo-cot: install  ## Fine-tune-CoT from scratch on two embedded tasks (some minutes)
+	$(DEMO_COT)
 
 test: install  ## Run the tests that need neither the network nor ../shared
 	$(PYTEST) -m "not real" --numprocesses auto --dist loadgroup

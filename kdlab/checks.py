@@ -74,6 +74,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("method.*.lora.rank", _at_least(0), "must be 0 (off) or more"),
     ("method.*.lora.alpha", _positive, "must be more than 0"),
     ("method.*.lora.dropout", _part, "must be at least 0 and less than 1"),
+    ("model.epochs", _at_least(1), "must be 1 or more"),
+    ("model.price.*", _at_least(0), "is in US dollars per million tokens: 0 or more"),
     ("method.*.epochs", _at_least(0), "must be 0 or more"),
     ("method.*.lr", _positive, "must be more than 0"),
     ("method.*.batch_size", _at_least(1), "must be 1 or more"),
@@ -101,6 +103,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("model.vocabulary", _at_least(300), "must be 300 or more: 256 bytes, the special tokens, and some pieces"),
     ("method.samples", _at_least(1), "must be 1 or more"),
     ("method.prompt.max_prompt", _at_least(8), "must be 8 or more"),
+    ("method.student.max_steps", _at_least(1), "must be 1 or more"),
     ("method.student.max_target", _at_least(2), "must be 2 or more"),
     ("method.answer.max_tokens*", _at_least(1), "must be 1 or more"),
     ("method.curation.*", _at_least(1), "must be 1 or more"),
@@ -204,7 +207,7 @@ def _layer_fits(method: Distillation) -> Iterator[tuple[str, LayerObjective]]:
 def labels(run: Run) -> list[str]:
     """Names of the stages that `fresh` may give."""
     if isinstance(run.method, Reasoning):
-        return checks_reasoning.labels(run.method)
+        return checks_reasoning.labels(run, run.method)
     found = ["prepare", "tokenise"]
     task = run.task
     if task.evaluations or task.splits.test:
@@ -256,7 +259,7 @@ def _no_effect(run: Run, path: str, given: Sequence[str]) -> str | None:
         return f"method={method.name} (its teacher writes no rationales)"
     if parts[:2] in (["task", "partition"], ["task", "generate"]) or path in OF_REASONING:
         return f"task={run.task.name} (it is for reasoning tasks)"
-    if path in ("model.vocabulary", "model.base_url", "model.api"):
+    if path in ("model.vocabulary", "model.base_url", "model.api", "model.epochs") or path.startswith("model.price."):
         return f"model={run.model.name} (it is for models that generate)"
     if path == "seed" and method.stages == ["teacher"] and run.task.few.examples is None:
         return "method.stages=[teacher] (a teacher is trained with method.teacher_seed)"
@@ -292,7 +295,7 @@ def _no_effect(run: Run, path: str, given: Sequence[str]) -> str | None:
 
 
 def _no_effect_of_condition(task: Task, path: str, root: str) -> str | None:
-    if path in (f"{root}.few.balanced", f"{root}.few.teacher") and task.few.examples is None:
+    if path in (f"{root}.few.balanced", f"{root}.few.teacher", f"{root}.few.seed") and task.few.examples is None:
         return f"{root}.few.examples=null (all rows are used)"
     if path == f"{root}.imbalance.seed" and task.imbalance.ratio == 1:
         return f"{root}.imbalance.ratio=1"

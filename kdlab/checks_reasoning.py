@@ -5,6 +5,7 @@ Used by `kdlab.checks`, which says how problems are worded.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
@@ -47,6 +48,11 @@ def check_task(task: Task) -> Iterator[str]:
         yield f"task.choices={task.choices}: two or more capital letters, written ABCDE"
     if task.choices is not None and task.answer != "choice":
         yield f"task.choices={task.choices}: is for task.answer=choice"
+    elif task.source.demo == "shuffled_objects" and len(task.choices or "") not in (0, task.generate.objects):
+        yield (
+            f"task.choices={task.choices}: task.generate.objects={task.generate.objects} needs as many letters; "
+            "task.choices=null takes them from there"
+        )
     part = task.partition
     if part.rule == "first" and part.train is None:
         yield "task.partition.rule=first: give task.partition.train, the number of training questions"
@@ -66,9 +72,12 @@ def check_task(task: Task) -> Iterator[str]:
 def check_method(run: Run, method: Reasoning) -> Iterator[str]:
     stages = tuple(method.stages)
     template = method.prompt.template
-    if stages not in PLANS:
+    known = {*PROMPTED, "ft_token", *WITH_RATIONALE}
+    if stages not in PLANS and set(stages) <= set(PLANS[-1]):
         allowed = ", ".join(f"[{','.join(plan)}]" for plan in PLANS)
         yield f"method.stages=[{','.join(stages)}]: allowed: {allowed}"
+    elif stages not in PLANS or template not in known:
+        pass  # said by the check of words
     elif (stages == ("answer",)) != (template in PROMPTED):
         wanted = ", ".join(PROMPTED) if stages == ("answer",) else "ft_token, ft_cot_token, ft_cot_natural"
         yield f"method.prompt.template={template}: method.stages=[{','.join(stages)}] takes one of {wanted}"
@@ -84,15 +93,21 @@ def check_method(run: Run, method: Reasoning) -> Iterator[str]:
         yield "select_on=dev: a reasoning task has no dev; take last, heldout, or test (as the paper does, optimistic)"
     if run.supplement is not None:
         yield f"task@supplement={run.supplement.name}: is for layer distillation, method={method.name} has no layers"
+    own_labels = labels(run, method)
     for name in run.fresh:
-        if name not in labels(method):
-            yield f"fresh=[{name}]: no such stage here; allowed: {', '.join(labels(method))}"
+        if name not in own_labels:
+            yield f"fresh=[{name}]: no such stage here; allowed: {', '.join(own_labels)}"
     yield from _model(run, method)
     own = run.task.source.demo is not None
     if template == "fs_cot" and method.prompt.exemplars is None and not own:
         yield f"method.prompt.exemplars=null: fs_cot needs a file of exemplars; kdlab has its own for {DEMO_ONLY} only"
     if "rationales" in stages:
         yield from _writer(run, method, run.rationales, own)
+    asked = [run.model.base_url] if run.model.kind == "endpoint" else []
+    if "rationales" in stages and run.rationales.kind == "openai":
+        asked.append(run.rationales.base_url)
+    if None in asked:
+        yield from _url("OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL") or None)
 
 
 def _model(run: Run, method: Reasoning) -> Iterator[str]:
@@ -124,10 +139,12 @@ def _model(run: Run, method: Reasoning) -> Iterator[str]:
         yield "model.tokenizer=words: can't write a word that it has not seen; take pieces, or pretrained"
     if model.tokenizer == "pieces" and student.init == "pretrained":
         yield "model.tokenizer=pieces: model.student.init=pretrained knows only its own tokenizer; take pretrained"
-    if model.tokenizer == "pieces" and "student" not in method.stages:
-        yield f"model.tokenizer=pieces: is learned with the student, which method={method.name} does not train"
-    if "student" not in method.stages and student.init == "random":
-        yield f"model.student.init=random: method={method.name} asks the student as it is, and it knows nothing"
+    if method.stages == ["answer"] and student.init == "random":
+        yield (
+            f"model={model.name}: method={method.name} asks the student as it is, and this one has random weights; "
+            "take one that was trained: model=gpt2, or model.student.id=FOLDER model.student.init=pretrained "
+            "model.tokenizer=pretrained"
+        )
 
 
 def _writer(run: Run, method: Reasoning, writer: Rationales, own: bool) -> Iterator[str]:
@@ -158,65 +175,138 @@ def _writer(run: Run, method: Reasoning, writer: Rationales, own: bool) -> Itera
 def _url(path: str, value: str | None) -> Iterator[str]:
     if value is None:
         return
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        parts = urlsplit(value)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        whole = False
+    if "@" in value or "?" in value:
+        yield f"{path}: holds a user, a password or a query; give the key in OPENAI_API_KEY, it is written nowhere"
+    elif not whole:
         yield f"{path}={value}: must start with http:// or https:// (for example http://127.0.0.1:8000/v1)"
-    elif "@" in parts.netloc:
-        yield f"{path}: holds a user or password; give the key in OPENAI_API_KEY, it is written nowhere"
 
 
-def labels(method: Reasoning) -> list[str]:
+def labels(run: Run, method: Reasoning) -> list[str]:
     """Names of the stages that `fresh` may give."""
+    remote = run.model.kind == "endpoint"
     found = ["questions"]
     if "rationales" in method.stages:
         found += ["rationales", "curate", "teacher_scores"]
     if "student" in method.stages:
-        found += ["encode", "student"]
-    return [*found, "answers", "student_scores", "measure_student"]
+        found += ["student"] if remote else ["encode", "student"]
+    return [*found, "answers", "student_scores", *([] if remote else ["measure_student"])]
 
 
 def no_effect(run: Run, method: Reasoning, path: str, given: Sequence[str]) -> str | None:
     """Why a key that the command line gives changes nothing in this run; None if it does."""
-    parts = path.split(".")
-    writer, stages = run.rationales, method.stages
-    if parts[0] == "rationales" or path.startswith(("budget.", "method.curation.", "method.samples", "method.temper")):
-        if "rationales" not in stages:
-            return f"method={method.name} (it has no stage 'rationales')"
-        if parts[0] == "budget" and writer.kind != "openai":
-            return f"rationales={writer.name} (it costs nothing)"
-        if parts[0] == "rationales" and len(parts) > 1 and writer.kind not in WRITERS.get(parts[1], (writer.kind,)):
-            return f"rationales={writer.name} (it is for {', '.join(WRITERS[parts[1]])})"
-        if path == "rationales.exemplars" and writer.prompt != "fs_cot":
-            return f"rationales.prompt={writer.prompt}"
-        if path == "method.temperature" and writer.kind not in ASKED:
-            return f"rationales={writer.name} (nobody is asked)"
-    if parts[:2] == ["method", "student"]:
+    section, _, key = path.partition(".")
+    if not key and section not in ("seed", "precision", "select_on", "curves"):
+        return None
+    if section in ("rationales", "budget"):
+        return _no_effect_of_writer(run, method, path)
+    if section == "method":
+        return _no_effect_of_method(run, method, path)
+    if section == "model":
+        return _no_effect_of_model(run, method, path)
+    if section == "task":
+        return _no_effect_of_task(run, method, path, given)
+    trains = "student" in method.stages
+    if path in ("seed", "precision", "select_on", "debug.steps") and (not trains or run.model.kind == "endpoint"):
+        few = run.task.few
+        if path == "seed" and few.examples is not None and few.seed is None:
+            return None
+        if not trains:
+            return f"method={method.name} (it trains no student)"
+        return None if path == "select_on" else _ENDPOINT
+    return "a reasoning task" if path == "curves" else None
+
+
+_ENDPOINT = "model.kind=endpoint (the endpoint trains as it likes)"
+
+
+def _no_effect_of_writer(run: Run, method: Reasoning, path: str) -> str | None:
+    key, writer = path.split(".")[1], run.rationales
+    if run.model.kind == "endpoint" and (path.startswith("budget.") or key in ("concurrency", "timeout", "attempts")):
+        return None  # they hold for the student's requests, too
+    if "rationales" not in method.stages:
+        return f"method={method.name} (it has no stage 'rationales')"
+    if path.startswith("budget."):
+        return None if writer.kind == "openai" else f"rationales={writer.name} (it costs nothing)"
+    if writer.kind not in WRITERS.get(key, (writer.kind,)):
+        return f"rationales={writer.name} (it is for {', '.join(WRITERS[key])})"
+    if key == "exemplars" and writer.prompt != "fs_cot":
+        return f"rationales.prompt={writer.prompt}"
+    if key == "seed" and writer.kind == "local" and method.temperature == 0:
+        return "method.temperature=0 (nothing is drawn)"
+    return None
+
+
+def _no_effect_of_method(run: Run, method: Reasoning, path: str) -> str | None:
+    _, section, *rest = path.split(".")
+    key, template, stages = path.rpartition(".")[2], method.prompt.template, method.stages
+    if section in ("curation", "samples", "temperature") and "rationales" not in stages:
+        return f"method={method.name} (it has no stage 'rationales')"
+    if section == "temperature" and run.rationales.kind not in ASKED:
+        return f"rationales={run.rationales.name} (nobody is asked)"
+    if section == "student":
         if "student" not in stages:
             return f"method={method.name} (it trains no student)"
-        if run.model.kind == "endpoint" and parts[2] != "epochs":
-            return "model.kind=endpoint (the endpoint trains as it likes)"
-        if parts[2] == "lora" and len(parts) > 3 and parts[3] != "rank" and method.student.lora.rank == 0:
+        if run.model.kind == "endpoint":
+            return _ENDPOINT if key != "epochs" else f"{_ENDPOINT}; model.epochs is what it is asked for"
+        if rest[:1] == ["lora"] and key != "rank" and len(rest) > 1 and method.student.lora.rank == 0:
             return "method.student.lora.rank=0 (all weights are trained)"
-        if parts[-1] == "patience" and run.select_on == "last":
+        if key == "patience" and run.select_on == "last":
             return "select_on=last (no score can stop a stage early)"
-    if path == "method.answer.max_tokens_while_training" and run.select_on == "last":
-        return "select_on=last (no answers are given while training)"
-    if path == "method.prompt.natural_comma" and method.prompt.template != "ft_cot_natural":
-        return f"method.prompt.template={method.prompt.template}"
-    if path in ("method.prompt.exemplars", "method.prompt.too_long", "method.prompt.overlap") and method.prompt.template != "fs_cot":
-        return f"method.prompt.template={method.prompt.template}"
-    if path == "method.prompt.delimiters" and method.prompt.template not in ("ft_token", "ft_cot_token"):
-        return f"method.prompt.template={method.prompt.template} (it has no delimiters)"
-    if path == "seed" and "student" not in stages and run.task.few.examples is None:
-        return f"method={method.name} (it trains no student)"
-    if parts[:2] == ["model", "teacher"]:
+        if key == "eval_steps" and run.select_on == "last":
+            return "select_on=last (no answers are given while training)"
+    if section == "answer":
+        if key == "max_tokens_while_training" and (run.select_on == "last" or "student" not in stages):
+            return "select_on=last (no answers are given while training)"
+        if key == "unmasked_left_pad" and run.model.kind == "endpoint":
+            return "model.kind=endpoint (a prompt of one request has no padding)"
+    if section == "prompt":
+        if key == "natural_comma" and template != "ft_cot_natural":
+            return f"method.prompt.template={template}"
+        if key in ("exemplars", "too_long", "overlap") and template != "fs_cot":
+            return f"method.prompt.template={template}"
+        if key == "delimiters" and template not in ("ft_token", "ft_cot_token"):
+            return f"method.prompt.template={template} (it has no delimiters)"
+    return None
+
+
+def _no_effect_of_model(run: Run, method: Reasoning, path: str) -> str | None:
+    model, key = run.model, path.split(".")[1]
+    if key == "teacher":
         return f"method={method.name} (its teacher is chosen by rationales=)"
-    if path in ("task.max_length", "task.pad_to_max", "task.metric", "task.metrics", "task.few.teacher", "curves"):
+    if key in ("base_url", "api", "epochs", "price") and model.kind != "endpoint":
+        return f"model={model.name} (it is for model.kind=endpoint)"
+    if key == "epochs" and "student" not in method.stages:
+        return f"method={method.name} (it trains no student)"
+    if key == "vocabulary" and (model.tokenizer != "pieces" or model.kind == "endpoint"):
+        return f"model={model.name} (it is for model.tokenizer=pieces)"
+    if model.kind == "endpoint" and (key == "tokenizer" or (key == "student" and path != "model.student.id")):
+        return "model.kind=endpoint (the endpoint has its own)"
+    return None
+
+
+def _no_effect_of_task(run: Run, method: Reasoning, path: str, given: Sequence[str]) -> str | None:
+    task, key = run.task, path.split(".")[1]
+    if key in ("max_length", "pad_to_max", "metric", "metrics", "labels", "evaluations") or path == "task.splits.dev":
         return "a reasoning task"
-    if path == "task.epochs.student" and "method.student.epochs" in given:
-        return f"method.student.epochs={method.student.epochs}, which replaces it"
-    if path.startswith("task.epochs.") and ("student" not in stages or parts[2] != "student"):
+    if path == "task.few.teacher":
+        return "a reasoning task"
+    if path == "task.epochs.student":
+        if "method.student.epochs" in given:
+            return f"method.student.epochs={method.student.epochs}, which replaces it"
+        if run.model.kind == "endpoint" and "student" in method.stages:
+            return f"{_ENDPOINT}; model.epochs is what it is asked for"
+    if key == "epochs" and ("student" not in method.stages or path != "task.epochs.student"):
         return f"method={method.name} (it has no stage of that name to train)"
-    if parts[:2] == ["task", "generate"] and run.task.source.demo is None:
-        return f"task={run.task.name} (it is not embedded)"
+    if key == "generate" and task.source.demo is None:
+        return f"task={task.name} (it is not embedded)"
+    if path == "task.generate.objects" and task.source.demo != "shuffled_objects":
+        return f"task={task.name} (it has no objects)"
+    archive = task.source.path is not None and task.source.key is not None
+    if archive and key in ("text", "label", "options", "suffix", "after", "splits"):
+        return f"task.source.key={task.source.key} (a folder of reasoning-teacher has them as they are)"
     return None

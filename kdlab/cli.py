@@ -323,6 +323,7 @@ def requests(run: Run) -> Requests:
         timeout=writer.timeout,
         attempts=writer.attempts,
         price=writer.price,
+        student_price=run.model.price,
         budget=run.budget,
     )
 

@@ -369,6 +369,7 @@ class StudentFit(Fit):
     """Fine-tuning of a student that generates; the loss is on the completion only."""
 
     max_target: int = 512  # tokens of a completion; longer ones are cut
+    max_steps: int | None = None  # optimiser steps at most, so that runs with other D or data cost the same
     lora: Lora = field(default_factory=Lora)
 
 
@@ -423,7 +424,10 @@ class Rationales:
 
 @dataclass(kw_only=True)
 class Budget:
-    """Where spending stops, counted over what this store's journals hold for the run's own requests; None: nowhere."""
+    """Where spending stops, in each stage by itself that pays an endpoint: rationales, student, answers; None: nowhere.
+
+    A stage counts what its own requests have cost, those that the journals answer included; not what other stages cost.
+    """
 
     usd: float | None = None
     tokens: int | None = None

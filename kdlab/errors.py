@@ -67,5 +67,9 @@ class TrackingError(KdlabError):
     """Weights & Biases can't be used as asked."""
 
 
+class EndpointError(KdlabError):
+    """An endpoint refuses what it is asked, or can't be reached."""
+
+
 class BudgetError(KdlabError):
     """What is left to do would cost more than `budget` allows."""

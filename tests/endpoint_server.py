@@ -23,6 +23,7 @@ class Fault:
     status: int = 500
     headers: Mapping[str, str] = field(default_factory=dict)
     error: Mapping[str, Any] = field(default_factory=lambda: {"message": "something broke", "code": None})
+    body: Any = None  # what is sent instead of {"error": error}
     seconds: float = 0.0  # hang: before the connection is closed
 
 
@@ -140,7 +141,8 @@ class Server:
 
     def fail(self, handler: BaseHTTPRequestHandler, fault: Fault, payload: dict[str, Any]) -> None:
         if fault.kind == "status":
-            self.send(handler, fault.status, {"error": dict(fault.error)}, fault.headers)
+            body = {"error": dict(fault.error)} if fault.body is None else fault.body
+            self.send(handler, fault.status, body, fault.headers)
             return
         whole = json.dumps(payload).encode()
         handler.close_connection = True

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from kdlab import cli
+import yaml
 
+import kdlab
+from kdlab import catalog, cli
+
+CONF = Path(kdlab.__file__).parent.parent / "conf"
 TINY = "task=demo/nli model=tiny debug=fast task.max_length=32 tracking=none hardware.threads=1"
 
 # A teacher of 4 layers and a student of 2, whatever model=tiny is like: for tests that change one of the two.
@@ -66,6 +70,36 @@ class Lab:
         (self.conf / "task").mkdir(parents=True, exist_ok=True)
         (self.conf / "task" / f"{name}.yaml").write_text(text, encoding="utf-8")
         return f"--config-dir {self.conf} task={name}"
+
+
+def parts(group: str, name: str) -> list[dict[str, Any]]:
+    """A yaml file of conf/ and those that it builds upon."""
+    file = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    found = [file]
+    for default in file.get("defaults", []):
+        if isinstance(default, str) and default != "_self_":
+            path = default.partition("@")[0]
+            if not path.startswith("/"):
+                path = (Path(group) / Path(name).parent / path).as_posix()
+            root, _, inner = path.strip("/").partition("/")
+            found += parts(root, inner)
+    return found
+
+
+def of_reasoning(group: str, name: str) -> bool:
+    """Whether a method, task, model or experiment is for the family of Fine-tune-CoT."""
+    found = parts(group, name)
+    if group in ("task", "model"):
+        return any(part.get("kind") in ("reasoning", "decoder", "endpoint") for part in found)
+    chosen = [one for part in found for one in part.get("defaults", []) if isinstance(one, dict)]
+    if group == "method":
+        return {"/schema@method": "reasoning"} in chosen
+    return any(of_reasoning("method", one["override /method"]) for one in chosen if "override /method" in one)
+
+
+def presets(group: str, *, reasoning: bool) -> list[str]:
+    """The options of a group that are for one family."""
+    return [name for name, _ in catalog.entries(group) if of_reasoning(group, name) is reasoning]
 
 
 def run_folder(outputs: Path) -> Path:

@@ -17,6 +17,7 @@ from kdlab import catalog
         ("methods", {"ft", "kd", "cr_ild", "cr_ild_official"}),
         ("tasks", {"demo/nli", "glue/rte", "glue/stsb"}),
         ("models", {"tiny", "minilm_6_to_3", "bert_base_to_6"}),
+        ("rationales", {"rules", "recorded", "openai", "local"}),
         ("hardware", {"auto", "cpu", "gpu", "multi_gpu"}),
         ("experiments", {"cpu/short", "crild/rte"}),
     ],

@@ -15,8 +15,9 @@ import pytest
 from kdlab import catalog, checks, compose
 from kdlab.config import Distillation, Run
 from kdlab.errors import ConfigError, DataError
+from lab import presets
 
-METHODS = [name for name, _ in catalog.entries("methods")]
+ARCHIVE = "reasoning/"  # tasks that the authors' folder may give
 
 
 def problems(line: str) -> list[str]:
@@ -53,8 +54,8 @@ MALFORMED = [
     ("--cfg jobs", "invalid choice: 'jobs'"),
     ("--config-dir no/such/folder", "no such folder"),
     # groups and options
-    ("mehtod=kd", "mehtod=kd: unknown key; did you mean method?; keys: task, model, hardware"),
-    ("method=cr_ldi", "unknown option; did you mean cr_ild?; allowed: bert_emd, cr_ild, cr_ild_official, ft"),
+    ("mehtod=kd", "mehtod=kd: unknown key; did you mean method?; keys: task, model, rationales, hardware"),
+    ("method=cr_ldi", "unknown option; did you mean cr_ild?; allowed: bert_emd, cr_ild, cr_ild_official, fs_cot, ft,"),
     ("task=rte", "did you mean glue/rte?"),
     ("task/glue=rte", "did you mean task=glue/rte?"),
     ("task=fast", "did you mean debug=fast?"),
@@ -104,7 +105,8 @@ MALFORMED = [
     ("-m seed=1,x", "seed=x: takes a whole number"),
     # values
     ("precision=fp8", "precision=fp8: allowed: fp32, bf16, fp16"),
-    ("select_on=test", "allowed: heldout, dev, last"),
+    ("select_on=tset", "allowed: heldout, dev, last, test; did you mean test?"),
+    ("select_on=test", "is for reasoning tasks only; take heldout, dev or last"),
     ("method.layers.relations=[atention]", "did you mean attention?"),
     ("method.layers.relations=[hidden,hidden]", "'hidden' is there twice"),
     ("method.layers.relations=[]", "at least one of"),
@@ -128,7 +130,7 @@ MALFORMED = [
     # combinations
     ("task.kind=reasoning", "of the family distillation, which needs an encoder task"),
     ("model.kind=decoder", "is a decoder"),
-    ("task.source.path=x", "hub and path are given; exactly one of"),
+    ("task.source.path=x task.source.hub=a/b", "hub and path are given; exactly one of"),
     ("task.labels=null", "name the classes"),
     ("task.labels=[a,a]", "a class is named twice"),
     ("task.text=[a,b,c]", "one or two columns"),
@@ -356,23 +358,54 @@ def test_a_supplement_without_a_layer_stage_is_warned_of() -> None:
     assert "has no effect for method=kd" in found
 
 
-@pytest.mark.parametrize("name", METHODS)
+def rows_of_options(**options: list[str]) -> list[list[str]]:
+    """Command lines in which each option of each group stands once."""
+    columns = [[f"{group}={option}" for option in found] for group, found in options.items()]
+    return [[word for word in row if word] for row in zip_longest(*columns)]
+
+
+def check_composed(name: str, words: list[str]) -> None:
+    """All options are there, named after their files."""
+    groups = ("task", "model", "rationales", "hardware", "tracking", "debug")
+    for job in compose.jobs([f"method={name}", *words]).jobs:
+        assert job.run.method.name == name
+        for word in words:
+            group, _, option = word.partition("=")
+            if group in groups:
+                assert getattr(job.run, group).name == option
+
+
+def common() -> dict[str, list[str]]:
+    return {group: [name for name, _ in catalog.entries(group)] for group in ("hardware", "tracking", "debug")}
+
+
+@pytest.mark.parametrize("name", presets("method", reasoning=False))
 def test_every_yaml_composes_with_every_method(name: str) -> None:
-    groups = ("task", "model", "hardware", "tracking", "experiment", "debug")
-    columns = [
-        [f"{group}={option}" for option, _ in catalog.entries(group) if not option.startswith("corpus/")]
-        for group in groups
-    ]
-    for row in zip_longest(*columns):  # each option of each group stands in one line
-        words = [word for word in row if word]
-        for job in compose.jobs([f"method={name}", *words]).jobs:
-            assert job.run.method.name == name
-            for group in ("task", "model", "hardware", "tracking", "debug"):
-                if any(word.startswith(f"{group}=") for word in words):
-                    assert f"{group}={getattr(job.run, group).name}" in words  # named after its file
+    own = {group: presets(group, reasoning=False) for group in ("task", "model", "experiment")}
+    own["task"] = [task for task in own["task"] if not task.startswith("corpus/")]
+    for words in rows_of_options(**own, **common()):
+        check_composed(name, words)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in catalog.entries("task")])
+@pytest.mark.parametrize("name", presets("method", reasoning=True))
+def test_every_yaml_of_reasoning_composes_with_every_method(name: str) -> None:
+    own = {group: presets(group, reasoning=True) for group in ("task", "model", "experiment")}
+    more = {"fs_cot": ["method.prompt.exemplars=file"], "zs": [], "zs_cot": [], "ft_answer": []}
+    if name in ("zs", "zs_cot", "fs_cot"):  # the default, tiny_decoder, knows nothing
+        own["model"] = ["gpt2"] * len(own["task"])
+    for words in rows_of_options(**own, **common()):
+        given = more.get(name, ["rationales=recorded", "rationales.path=folder"])
+        folder = ["task.source.path=folder"] if any(word.startswith(f"task={ARCHIVE}") for word in words) else []
+        check_composed(name, [*words, *given, *folder])
+
+
+@pytest.mark.parametrize("name", [name for name, _ in catalog.entries("rationales")])
+def test_every_teacher_composes(name: str) -> None:
+    needs = {"rules": [], "recorded": ["rationales.path=folder"]}.get(name, ["rationales.model=gpt2"])
+    check_composed("ft_cot", [f"rationales={name}", "task=demo/coin_flip", *needs])
+
+
+@pytest.mark.parametrize("name", presets("task", reasoning=False))
 def test_every_task_is_a_supplement(name: str) -> None:
     own = ["supplement.source.path=texts.txt"] if name == "corpus/text" else []
     (job,) = compose.jobs(["method=cr_ild", "task=glue/rte", f"task@supplement={name}", *own]).jobs

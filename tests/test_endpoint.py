@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,10 @@ import pytest
 
 from endpoint_server import MODEL, Fault, Server, answer_to, serving, usage_of
 from kdlab import config
-from kdlab.errors import BudgetError, StoreError
+from kdlab.errors import BudgetError, EndpointError, StoreError
+from kdlab.rationales.client import NO_KEY
 from kdlab.rationales.completion import Completion, Progress, Request
-from kdlab.rationales.endpoint import NO_KEY, Endpoint, EndpointError
+from kdlab.rationales.endpoint import Endpoint
 from kdlab.rationales.journal import Journal, Journaled, key_of
 from kdlab.rationales.prices import Price, tokens_at_most
 
@@ -306,6 +308,48 @@ def test_what_will_not_pass_ends_the_run_at_once(fault: Fault, said: str) -> Non
         assert server.url in str(caught.value)
     assert said in str(caught.value) and "fix:" in str(caught.value)
     assert sum(server.tries.values()) == 1 and not pauses.seconds
+
+
+LOCATED = [{"type": "missing", "loc": ["body", "prompt"], "msg": "Field required", "input": {}}, {"msg": "Too long"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"detail": "max_tokens is too large"}, "status 400: max_tokens is too large)"),  # FastAPI, HTTPException
+        ({"detail": LOCATED}, "status 400: body.prompt: Field required; Too long)"),  # FastAPI, validation
+        ({"detail": {"error": "no stop words here"}}, "status 400: no stop words here)"),
+        ({"error": "no such option"}, "status 400: no such option)"),
+        ({"message": "max_tokens is too large", "object": "error"}, "status 400: max_tokens is too large)"),
+        ({"why": "just so"}, "just so"),  # unknown: as it came
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_words_of_a_refusal(body: dict[str, Any], words: str) -> None:
+    fault = Fault("status", 400, body=body)
+    with serving(lambda prompt, tried: fault) as server, pytest.raises(EndpointError) as caught:
+        ask(endpoint(server.url), questions(1))
+    assert words in caught.value.what
+    assert ("{" in caught.value.what) == ("why" in body)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_the_errors_of_a_student_name_its_own_settings(status: int) -> None:
+    with serving(lambda prompt, tried: Fault("status", status)) as server:
+        told = []
+        for section in ("rationales", "model"):
+            with pytest.raises(EndpointError) as caught:
+                ask(endpoint(server.url, section=section), questions(1))
+            told.append(str(caught.value.fix))
+    assert "rationales." in told[0] and "model.student" not in told[0]
+    assert "rationales." not in told[1] and re.search(r"model\.(student\.id|api)", told[1])
+
+
+@pytest.mark.parametrize("url", [None, "127.0.0.1:8000/v1", "https://me:hush@host/v1"])
+def test_an_address_of_a_student_names_its_own_setting(url: str | None) -> None:
+    with pytest.raises(EndpointError) as caught:
+        ask(endpoint(url, section="model"), questions(1))
+    assert "model.base_url" in str(caught.value) and "rationales" not in str(caught.value)
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])

@@ -25,8 +25,9 @@ from kdlab.config import Budget, Hardware, Price
 from kdlab.context import Context, Requests
 from kdlab.errors import BudgetError, DataError, KdlabError
 from kdlab.rationales.prices import tokens_at_most
-from kdlab.rationales.tuning import Size, Tuner, default_epochs, digest_of, training_cost
+from kdlab.rationales.tuning import JobError, Size, Tuner, default_epochs, digest_of, training_cost
 from kdlab.stages.endpoint import answer_endpoint, finetune_endpoint
+from lab import Lab, read, run_folder
 
 SECRET = "sk-proj-ThisKeyIsNobodysBusiness0123456789"
 STYLE = {"template": "ft_cot_token", "stop": "END"}
@@ -51,6 +52,7 @@ class Fine(Server):
         self.after: Callable[[str, int, str], bool] = lambda call, tried, when: False  # whether the client is gone
         self.outcome: dict[str, Any] = {"status": "succeeded", "fine_tuned_model": "ft:babbage-002:me:kdlab:1"}
         self.chosen = 3  # epochs
+        self.late = 0  # lists of jobs that don't show them yet
 
     def open(self) -> None:
         super().open()
@@ -94,7 +96,8 @@ class Fine(Server):
         if call == "GET files":
             return self.page(self.files, handler.path)
         if call == "GET fine_tuning/jobs":
-            return self.page(self.jobs[::-1], handler.path)
+            hidden, self.late = self.late > 0 and bool(self.jobs), self.late - bool(self.jobs)
+            return self.page([] if hidden else self.jobs[::-1], handler.path)
         if call == "POST fine_tuning/jobs":
             return self.created(json.loads(body))
         job = next(one for one in self.jobs if one["id"] in path)
@@ -307,6 +310,23 @@ def test_an_answer_that_is_lost_makes_no_second_one(
     with serving(lambda made, tried: Fault(kind) if (made, tried) == (call, 0) else None) as server:
         assert tune(context(tmp_path / "out"), data, server)["job"] == "ftjob-0"
         assert len(server.files) == len(server.jobs) == 1 == server.calls[call]
+
+
+def test_a_job_that_is_listed_late_is_waited_for(tmp_path: Path, data: Path, pauses: list[float]) -> None:
+    with serving(
+        lambda call, tried: Fault("drop") if (call, tried) == ("POST fine_tuning/jobs", 0) else None
+    ) as server:
+        server.late = 2
+        assert tune(context(tmp_path / "out"), data, server)["job"] == "ftjob-0"
+        assert len(server.jobs) == 1 and pauses[1:3] == [2.0, 5.0]
+
+
+def test_half_a_file_is_not_used(tmp_path: Path, data: Path, pauses: list[float]) -> None:
+    with serving() as server:
+        tune(context(tmp_path / "one"), data, server)
+        server.files[0]["bytes"] -= 1
+        server.jobs.clear()
+        assert tune(context(tmp_path / "two"), data, server)["file"] == "file-1"
 
 
 @pytest.mark.parametrize("fault", [Fault("status", 500), Fault("status", 429, headers={"Retry-After": "9"})])
@@ -555,7 +575,7 @@ def test_a_budget_that_is_too_small_sends_nothing(tmp_path: Path, data: Path, pa
             tune(context(tmp_path / "out", budget=Budget(tokens=most - 1)), data, server)
         assert f"budget.tokens={most} is enough" in str(caught.value)
         price = Price(training=1000.0)
-        with pytest.raises(BudgetError, match=rf"\${most / 1000:.2f}.* It was not begun"):
+        with pytest.raises(BudgetError, match=rf"\${most / 1000:.2f}.* It is not begun"):
             tune(context(tmp_path / "out", budget=Budget(usd=0.1), student_price=price), data, server)
         with pytest.raises(BudgetError, match=r"nothing is known of what training babbage-002 costs") as caught:
             tune(context(tmp_path / "out", budget=Budget(usd=1e9)), data, server)
@@ -570,9 +590,11 @@ def test_a_budget_that_is_too_small_sends_nothing(tmp_path: Path, data: Path, pa
 def test_more_epochs_than_the_budget_allows_are_cancelled(tmp_path: Path, data: Path, pauses: list[float]) -> None:
     with serving() as server:
         server.chosen = 40
-        with pytest.raises(BudgetError, match="12 rows and 40 epochs"):
+        with pytest.raises(JobError, match=r"was cancelled: the endpoint chose 40 epochs.*12 rows and 40 epochs"):
             tune(context(tmp_path / "out", budget=Budget(tokens=8 * 12 * 40)), data, server)
         assert [job["status"] for job in server.jobs] == ["cancelled"]
+        tune(context(tmp_path / "out"), data, server)
+        assert [job["status"] for job in server.jobs] == ["cancelled", "succeeded"]
 
 
 def test_the_guess_of_a_size_is_not_needed_without_a_budget(tmp_path: Path, pauses: list[float]) -> None:
@@ -683,7 +705,7 @@ def test_the_price_of_the_student_is_not_that_of_the_teacher(tmp_path: Path, que
     budget = Budget(usd=1.0)
     with serving() as server:
         ctx = context(tmp_path / "store" / "building" / "out", budget=budget, price=Price(input=1.0, output=1.0))
-        with pytest.raises(BudgetError, match="nothing is known of what base costs") as caught:
+        with pytest.raises(BudgetError, match="nothing is known of what this model costs") as caught:
             answers(ctx, questions, server, {"template": "zs"})
         assert "model.price.input" in str(caught.value) and not server.bodies
 
@@ -704,3 +726,28 @@ def test_it_waits_for_real(tmp_path: Path, data: Path, monkeypatch: pytest.Monke
     with serving() as server:
         tune(context(tmp_path / "out"), data, server)
     assert time.monotonic() - started >= 0.1
+
+
+# the command
+
+
+def test_a_run_from_question_to_result(lab: Lab, tmp_path: Path) -> None:
+    """Fine-tune-CoT with a student behind an endpoint; the same command again asks nothing."""
+    words = (
+        "method=ft_cot task=demo/coin_flip task.generate.train=12 task.generate.test=4 tracking=none rationales=rules "
+        "rationales.error_rate=0 model=openai_babbage model.price.training=1 model.price.input=1 model.price.output=1 "
+        "budget.usd=1"
+    )
+    with serving() as server:
+        first = lab.run(f"{words} model.base_url={server.url}", outputs=tmp_path)
+        assert first.code == 0, first.out + first.err
+        asked = len(server.bodies)
+        assert len(server.jobs) == 1 and len(server.file) == 12 and asked == 1 + 4
+        again = lab.run(f"{words} model.base_url={server.url} fresh=[student]", outputs=tmp_path)
+        assert again.code == 0 and "student" in again.stages("run")
+        assert len(server.jobs) == 1 and len(server.bodies) == asked
+    result = read(run_folder(tmp_path) / "result.json")
+    assert result["student"]["path"] is None and result["scores"]["test"]["accuracy"]["selected"] == 0.0
+    cost = result["cost"]
+    assert (cost["requests"], cost["trained_tokens"]) == (4, 999)
+    assert cost["usd"] == pytest.approx((999 + cost["prompt_tokens"] + cost["completion_tokens"]) / 1e6)

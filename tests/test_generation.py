@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 import toy
 import writers
 from kdlab import config
+from kdlab.artifacts import write_json
 from kdlab.data.batches import Batches
 from kdlab.data.prompts import Style, prompt
 from kdlab.data.sequences import open_sequences
@@ -143,7 +143,7 @@ def test_pieces_learn_words_and_keep_digits_apart(tmp_path: Path) -> None:
     texts = ["I have 12 apples and 345 pears. --> 99", "Tom has 2024 apples ###"] * 9
     one, two = pieces(texts, 300), pieces(texts, 300)
     assert one.backend_tokenizer.to_str() == two.backend_tokenizer.to_str()
-    assert one.tokenize("has 2024 apples") == ["h", "as", "Ġ", "2", "0", "2", "4", "Ġapples"]
+    assert one.tokenize("has 2024 apples") == ["ha", "s", "Ġ", "2", "0", "2", "4", "Ġapples"]
     assert 258 < len(one) <= 300 and len(pieces(texts, 258)) == 258
     for text in ("Zoë has 12 日本 apples!\n\n --> 7", "  two  blanks ."):
         assert one.decode(one(text)["input_ids"]) == text
@@ -178,6 +178,7 @@ class Recorder(torch.optim.SGD):
 def test_micro_batches_equal_one_batch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """11 rows of unequal lengths as batches of 8 and 3, whole and in parts of 3; the first is what the model's own mean
     over the batch's target tokens gives."""
+    calm = {"initializer_factor": 1.0} if name == "t5" else {}
     Recorder.made = []
     monkeypatch.setattr(loop, "build_optimizer", lambda model, **named: Recorder(model.parameters(), named["lr"]))
     data = writers.sequences(11, encoder_decoder=name == "t5")
@@ -186,7 +187,7 @@ def test_micro_batches_equal_one_batch(name: str, tmp_path: Path, monkeypatch: p
         batches = Batches(data, batch_size=8, seed=0, shuffle=True, pad_token_id=writers.PAD, micro_batch=micro)
         context = toy.context(tmp_path / str(micro))
         plan = toy.plan(epochs=1, clip=0.0, expected=("completion",))
-        fit(Student(writers.writer(name)), CompletionStep(), batches, plan, context)
+        fit(Student(writers.writer(name, **calm)), CompletionStep(), batches, plan, context)
         logged.append(MetricsLog.read(context.out / "metrics.jsonl"))
     whole, parts = Recorder.made
     for ours, theirs in zip(whole.gradients, parts.gradients, strict=True):
@@ -194,11 +195,12 @@ def test_micro_batches_equal_one_batch(name: str, tmp_path: Path, monkeypatch: p
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5)
     for one, other in zip(*logged, strict=True):
+        assert one.pop("stage") == other.pop("stage")
         assert one == pytest.approx(other, rel=1e-5)
     assert sorted(point["examples"] for point in logged[0]) == [3, 8]
     assert sum(point["tokens"] for point in logged[0]) == data.lengths.sum()
 
-    model = writers.writer(name)
+    model = writers.writer(name, **calm)
     ((batch,), *_) = Batches(data, batch_size=8, seed=0, shuffle=True, pad_token_id=writers.PAD).epoch(0)
     loss = model(**{key: value for key, value in batch.items() if key not in ("index", "real")}).loss
     loss.backward()
@@ -266,6 +268,7 @@ def task(tmp_path: Path) -> Path:
     rows = [{"id": n, "question": letter, "answer": letter * 2} for n, letter in enumerate("abcdefghijkl"[:COUNT])]
     for name in ("train", "heldout", "test"):
         rows_in(tmp_path / "rows", rows, name)
+    write_json(tmp_path / "rows" / "facts.json", {"answer": FORM})
     context = toy.context(tmp_path / "encoded")
     encode_targets(
         context,
@@ -282,14 +285,13 @@ def trained(task: Path, out: str, **changes: Any) -> dict[str, Any]:
     """Run the stage; what it left."""
     context = toy.context(task / out)
     model = {name: value for name, value in writers.CONFIGS["llama"].items() if name != "initializer_range"}
-    schedule = config.Fit(epochs=30, lr=0.02, batch_size=4, warmup=0.0, schedule="constant", eval_steps=30)
+    schedule = config.Fit(epochs=30, lr=0.01, batch_size=4, warmup=0.0, schedule="constant", eval_steps=30)
     values: dict[str, Any] = {
         "data": task / "encoded",
         "model": {"init": "random", "config": model},
         "fit": {item.name: getattr(schedule, item.name) for item in fields(schedule)},
         "lora": None,
         "style": ANSWERS,
-        "form": FORM,
         "answering": ANSWERING,
         "select_on": "last",
         "seed": 1,
@@ -319,7 +321,7 @@ def test_a_student_learns_its_task(task: Path) -> None:
     answers = answer_questions(model, again, rows, Style(**ANSWERS), max_tokens=8, max_prompt=32, batch_size=2)
     assert [one.completion.text for one in answers] == [" ll", " aa", " bb"]
     assert {one.completion.finish_reason for one in answers} == {"stop"} and answers[0].prompt == "l ###"
-    assert answers[0].completion.tokens == 4 and answers[0].reasoning is None
+    assert answers[0].completion.tokens == len(again.tokenize(" ll")) + 1 and answers[0].reasoning is None
 
 
 def test_adapters_learn_too_and_are_merged(task: Path) -> None:
@@ -336,30 +338,32 @@ def test_adapters_learn_too_and_are_merged(task: Path) -> None:
     assert torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
     data = open_sequences(task / "encoded", encoder_decoder=False)
     batch = data.collate(np.arange(4), pad_token_id=0, width=int(data.lengths[:4].max()))
-    own = [
-        float(model(**{name: value for name, value in batch.items() if name != "index"}).loss)
-        for model in (before, model)
-    ]
+    with torch.no_grad():
+        own = [
+            float(model(**{name: value for name, value in batch.items() if name != "index"}).loss)
+            for model in (before, model)
+        ]
     assert own[1] < own[0] - 0.1
 
 
 def test_the_last_epoch_needs_no_questions(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "generate", None)
-    found = trained(task, "student", max_steps=4, form=None, answering=None)
+    found = trained(task, "student", max_steps=4, answering=None)
     assert found["history"]["evaluations"] == [] and found["history"]["selected_step"] == 4
     assert found["facts"]["trained_tokens"] > 0 and found["facts"]["parameters"] == found["facts"]["trained_parameters"]
 
 
 def test_a_stage_that_can_not_run(task: Path) -> None:
     with pytest.raises(DataError, match="no heldout questions to select"):
-        trained(task, "one", questions=rows_in(task / "other", []), select_on="heldout")
+        (task / "rows" / "heldout.jsonl").unlink()
+        trained(task, "one", questions=task / "rows", select_on="heldout")
     small = {"init": "random", "config": {**writers.CONFIGS["llama"], "max_position_embeddings": 4}}
-    with pytest.raises(ModelError, match="a row has 7 tokens, and the model has 4 positions"):
+    with pytest.raises(ModelError, match="a row has 5 tokens, and the model has 4 positions"):
         trained(task, "two", model=small)
     with pytest.raises(ModelError, match="an encoder-decoder, and the rows were made for the style decoder"):
         trained(task, "three", model={"init": "random", "config": writers.CONFIGS["t5"]})
     writers.writer("llama").save_pretrained(task / "narrow")
-    with pytest.raises(ModelError, match="the texts hold token .*, and the model knows 60 tokens"):
+    with pytest.raises(ModelError, match="and the model knows 60 tokens"):
         trained(task, "four", model={"path": str(task / "narrow")})
 
 

@@ -63,6 +63,8 @@ def test_a_user_knows_better() -> None:
         price("mine", base_url=None, override=config.Price(input=1.0))
     with pytest.raises(ConfigError, match=r"rationales\.price\.input: -1.* is below 0"):
         price("mine", base_url=None, override=config.Price(input=-1.0, output=1.0))
+    with pytest.raises(ConfigError, match=r"- model\.price\.output: the other one is given"):
+        price("mine", base_url=None, override=config.Price(input=1.0), section="model")
 
 
 def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +105,7 @@ def test_estimate_in_one_line() -> None:
     )
     free = Estimate(requests=1, prompt_tokens=2, completion_tokens_at_most=3, usd_at_most=None)
     assert shown(free).startswith("1 requests, ~2 tokens in, at most 3 out, price unknown (rationales.price")
+    assert "price unknown (model.price.input and .output" in shown(free, "model")
     assert "rationales.price)" in shown(estimate(1, 4, 1, 1, 1, MINI_OWN))
 
 
@@ -135,6 +138,8 @@ def test_dollars_need_a_price() -> None:
     with pytest.raises(BudgetError, match="nothing was sent") as caught:
         Ledger(config.Budget(usd=1.0), None)
     assert "rationales.price.input" in str(caught.value)
+    with pytest.raises(BudgetError, match=r"\n  fix:   Set model\.price\.input and model\.price\.output \("):
+        Ledger(config.Budget(usd=1.0), None, section="model")
     Ledger(config.Budget(usd=1.0), MINI)
     assert Ledger(config.Budget(tokens=1), None).usd is None
 
@@ -186,7 +191,9 @@ def test_the_error_says_what_was_spent_and_what_to_raise() -> None:
     ledger = Ledger(config.Budget(usd=0.5, tokens=1_000_000), price)
     ledger.spend("a", Request(""), Completion("", "stop", 100, 150))  # $0.40
     error = ledger.exceeded([Request(""), Request("")], 100)  # 2 * (8 tokens in, 100 out): $0.416
-    assert "$0.40 and 250 tokens spent, 2 requests of this step left to do" in str(error)
+    assert "exceed the budget of this stage: $0.40 and 250 tokens spent, 2 requests of this step left to do" in str(
+        error
+    )
     assert "budget.usd=0.5 budget.tokens=1000000" in str(error)
     assert "budget.usd=0.816 is enough for this step" in str(error)
     tokens = Ledger(config.Budget(tokens=50), None).exceeded([Request("")], 100)

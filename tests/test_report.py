@@ -446,17 +446,34 @@ def test_a_student_behind_an_endpoint(store: Store) -> None:
     (store.root / "student" / "model" / "config.json").unlink()
     (store.root / "student" / "model").rmdir()
     (store.root / "student" / "history.json").unlink()
-    store.targets["answers"].manifest["facts"] = {
-        "requests": 20,
-        "prompt_tokens": 1,
-        "completion_tokens": 2,
-        "usd": None,
-    }
+    at_endpoint(store, answers_usd=None)
     found = store.result(reasoning(), without=("student_figures", "teacher_scores"))
     assert found["student"]["parameters"] is None and found["student"]["path"] is None
     assert found["student"]["answers"]["tokens_per_second"] is None
     assert found["teacher"]["scores"] == {}
-    assert found["cost"] == {"requests": 240, "prompt_tokens": 9001, "completion_tokens": 5002, "usd": None}
+    asked = {"requests": 240, "prompt_tokens": 9001, "completion_tokens": 5002, "trained_tokens": 4000}
+    assert found["cost"] == {**asked, "usd": None}
+    at_endpoint(store, answers_usd=0.02)
+    found = store.result(reasoning(), without=("student_figures", "teacher_scores"))
+    assert found["cost"] == {**asked, "usd": pytest.approx(0.28 + 0.1 + 0.02)}
+    store.targets["rationales"].manifest["values"]["writer"] = {"kind": "local", "id": "gpt2"}  # asked, but not paid
+    found = store.result(reasoning(), without=("student_figures", "teacher_scores"))
+    assert found["cost"]["requests"] == 20 and found["cost"]["usd"] == pytest.approx(0.12)
+
+
+def at_endpoint(store: Store, *, answers_usd: float | None) -> None:
+    """The student was trained at an endpoint, and asked there."""
+    values = {"endpoint": "https://host.org/v1"}
+    store.targets["student"].manifest.update(values=values, facts={"trained_tokens": 4000, "usd": 0.1})
+    answers = store.targets["answers"].manifest
+    answers["values"] |= values
+    answers["facts"] = {"requests": 20, "prompt_tokens": 1, "completion_tokens": 2, "usd": answers_usd}
+
+
+def test_training_on_this_machine_costs_nothing(store: Store) -> None:
+    store.targets["student"].manifest["facts"] = {"trained_tokens": 4000}
+    cost = store.result(reasoning())["cost"]
+    assert cost == {"requests": 220, "prompt_tokens": 9000, "completion_tokens": 5000, "usd": 0.28}
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ class Plan:
     max_steps: int | None = None
     select: tuple[str, str] | None = None  # (split, metric) that chooses the checkpoint; None: the last one
     expected: tuple[str, ...] = ()  # parts that the configuration asks for
+    attention: str | None = None  # kernel of the model; None: that of the table in `engine.device`
 
 
 @dataclass
@@ -458,7 +459,7 @@ class _Trainer:
             "threads": torch.get_num_threads(),
             "device": str(self.accelerator.device.type),
             "processes": self.world.size,
-            "attention": device.attention_kernel(self.accelerator.device, train=True),
+            "attention": self.plan.attention or device.attention_kernel(self.accelerator.device, train=True),
             "fused": bool(self.optimizer.defaults.get("fused")),
         }
 

@@ -171,6 +171,13 @@ class _Builder:
         pinned = self.pins.source(source)
         return {**pinned.values, "config": source.config}, pinned.place
 
+    def train_rows(self) -> int | None:
+        """How many training questions there are at most, as far as it is known before they are prepared."""
+        task = self.run.task
+        rows = task.generate.train if task.source.demo is not None else task.rows
+        limits = (task.partition.limit, task.few.examples, self.run.debug.rows)
+        return None if rows is None else min([rows, *(limit for limit in limits if limit is not None)])
+
     def conditions(self) -> tuple[str, ...]:
         few = self.run.task.few
         if few.examples is None:
@@ -205,7 +212,7 @@ class _Builder:
                 values |= pinned.values
                 if pinned.place is not None:
                     places["writer"] = pinned.place
-        more, at = self.exemplars(writer.exemplars) if asked and writer.prompt == "fs_cot" else ({}, {})
+        more, at = self.exemplars(writer.exemplars, "rationales") if asked and writer.prompt == "fs_cot" else ({}, {})
         return Stage(
             "kdlab.stages.rationalise:rationalise",
             "rationales",
@@ -221,9 +228,18 @@ class _Builder:
             },
             inputs={"questions": questions},
             places={**places, **at},
-            work=Work(examples=None if run.task.rows is None else min(run.task.rows, run.task.few.examples or 10**9)),
+            work=Work(examples=self.asked_rows()),
             notes=self.writer_notes(),
         )
+
+    def asked_rows(self) -> int | None:
+        """How many questions the teacher is asked, as far as it is known before they are prepared."""
+        task, rows = self.run.task, self.train_rows()
+        if rows is None or "test" not in self.run.rationales.questions:
+            return rows
+        if task.source.demo is None:
+            return None
+        return rows + min(task.generate.test, self.run.debug.rows or task.generate.test)
 
     def writer_notes(self) -> tuple[str, ...]:
         method, writer = self.method, self.run.rationales
@@ -233,12 +249,15 @@ class _Builder:
             lines[0] += f", temperature {method.temperature:g}, {writer.prompt}"
         return tuple(lines)
 
-    def exemplars(self, file: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-        """The few-shot exemplars as a value of a stage, and their place; kdlab's own for an embedded task."""
+    def exemplars(self, file: str | None, section: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """The few-shot exemplars as a value of a stage, and their place; kdlab's own for an embedded task.
+
+        section: of the configuration, which names the file.
+        """
         key = task_key(self.run.task)
         if file is None:
             return {"exemplars": {"key": key}}, {}
-        pinned = self.pins.local(file, where="exemplars")
+        pinned = self.pins.local(file, where=f"{section}.exemplars")
         assert pinned.place is not None
         return {"exemplars": {**pinned.values, "key": key}}, {"exemplars": pinned.place}
 
@@ -294,7 +313,7 @@ class _Builder:
                 "select_on": run.select_on,
                 "seed": run.seed,
                 "precision": run.precision,
-                "max_steps": run.debug.steps,
+                "max_steps": self.max_steps(),
             },
             inputs={"data": encoded} | ({"questions": questions} if selects else {}),
             places=places,
@@ -302,20 +321,22 @@ class _Builder:
             work=self.work(),
         )
 
+    def max_steps(self) -> int | None:
+        limits = [limit for limit in (self.run.debug.steps, self.method.student.max_steps) if limit is not None]
+        return min(limits, default=None)
+
     def work(self) -> Work:
         run, method, fit = self.run, self.method, self.method.student
-        rows = run.task.rows
-        if rows is not None:
-            rows = min(rows, run.task.few.examples or rows, run.debug.rows or rows)
-            if "rationales" in method.stages:
-                rows *= min(method.samples, method.curation.per_question or method.samples)
+        rows = self.train_rows()
+        if rows is not None and "rationales" in method.stages:
+            rows *= min(method.samples, method.curation.per_question or method.samples)
         config = self.model.config
         return Work(
             examples=rows,
             epochs=fit.epochs,
             batch_size=fit.batch_size,
             drop_last=fit.drop_last,
-            max_steps=run.debug.steps,
+            max_steps=self.max_steps(),
             parameters=None if config is None else estimate_parameters({"vocab_size": run.model.vocabulary, **config}),
             cost=2.0 if fit.lora.rank else 3.0,
             checkpoint=True,
@@ -333,17 +354,24 @@ class _Builder:
         return {**values, "parser": answer.parser} if training else {**values, "overlap": prompt.overlap}
 
     def tuned_remotely(self, data: Stage) -> Stage:
-        student = self.run.model.student
+        model = self.run.model
         return Stage(
             "kdlab.stages.endpoint:finetune_endpoint",
             "student",
-            values={"endpoint": endpoint_name(self.run.model.base_url), "model": student.id, "style": self.style},
+            values={
+                "endpoint": endpoint_name(model.base_url),
+                "model": model.student.id,
+                "api": model.api,
+                "style": self.style,
+                "epochs": model.epochs,
+            },
             inputs={"data": data},
         )
 
     def answers(self, questions: Stage, student: Stage | None) -> Stage:
         run, method = self.run, self.method
-        more, places = self.exemplars(method.prompt.exemplars) if method.prompt.template == "fs_cot" else ({}, {})
+        shots = method.prompt.template == "fs_cot"
+        more, places = self.exemplars(method.prompt.exemplars, "method.prompt") if shots else ({}, {})
         inputs = {"questions": questions} | ({} if student is None else {"student": student})
         values = {"style": self.style, "answering": self.answering(), **more}
         if self.remote:
@@ -377,6 +405,7 @@ class _Builder:
                 "style": self.style if own else None,
                 "parser": self.method.answer.parser if own else self.method.curation.parser,
                 "splits": ["test"] if own else sorted(self.run.rationales.questions),
+                "teacher_parser": self.method.curation.parser if own and rationales is not None else None,
             },
             inputs={
                 "completions": completions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 OPENAI_HOST = "api.openai.com"
 _OPENAI_URL = f"https://{OPENAI_HOST}/v1"
+
+Section = Literal["rationales", "model"]  # of the configuration: who is asked, the teacher or the student
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,8 @@ def endpoint_name(base_url: str | None) -> str:
     host = (parts.hostname or "").lower()
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def address(name: str) -> str | None:
+    """The base_url behind an endpoint's name: None for the environment's, which may hold what no name should."""
+    return None if endpoint_name(None) == name else name

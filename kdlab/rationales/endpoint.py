@@ -9,19 +9,23 @@ that was cut at max_tokens is an answer.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-import os
-import random
-import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kdlab import config
-from kdlab.errors import KdlabError
+from kdlab.errors import EndpointError
+from kdlab.rationales.client import (
+    Passing,
+    failure_of,
+    find_key,
+    malformed,
+    open_async_client,
+    pause,
+    refusal,
+    unanswered,
+)
 from kdlab.rationales.completion import (
     OPENAI_HOST,
     Completion,
@@ -29,6 +33,7 @@ from kdlab.rationales.completion import (
     Progress,
     Report,
     Request,
+    Section,
     endpoint_name,
     resolve_url,
 )
@@ -36,26 +41,14 @@ from kdlab.rationales.journal import key_of
 from kdlab.rationales.prices import Ledger, Price
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
     from tenacity import RetryCallState
 
-LONGEST_PAUSE = 60.0  # seconds between two tries, if the endpoint doesn't ask for more
-LONGEST_REQUEST = 600.0  # seconds that an endpoint may ask to wait
-NO_KEY = "none"  # what is sent to an endpoint other than OpenAI's if OPENAI_API_KEY is not set
-NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
-RETRIED = (408, 409, 429)  # and 5xx
-
-
-class EndpointError(KdlabError):
-    """An endpoint refuses what it is asked, or can't be reached."""
-
-
-class _Passing(Exception):
-    """A try failed in a way that may pass. after: seconds that the endpoint asks to wait; billed: perhaps paid for."""
-
-    def __init__(self, why: str, *, after: float | None = None, billed: bool = False) -> None:
-        self.why, self.after, self.billed = why, after, billed
-        super().__init__(why)
+MODEL: dict[Section, str] = {"rationales": "rationales.model", "model": "model.student.id"}  # the setting that names it
+CHANGEABLE: dict[Section, str] = {  # settings of a request
+    "rationales": "rationales.api, rationales.max_tokens, rationales.stop (stop=[] for none), method.temperature",
+    "model": "model.api, method.answer.max_tokens",
+}
 
 
 class _Stopping(Exception):
@@ -68,6 +61,7 @@ class Endpoint:
     base_url: None: what OPENAI_BASE_URL says, else OpenAI's own. The key is OPENAI_API_KEY of the environment.
     api: "completions" sends the prompt as it is, "chat" as the one message of a user.
     timeout: seconds for one whole answer. attempts: tries of one request, the first included.
+    section: of the configuration, which error messages speak of.
     note: told once of each kind of trouble that is waited out. sleep: how pauses between tries are made.
     Raises BudgetError if the budget is in dollars and no price is known.
     """
@@ -86,6 +80,7 @@ class Endpoint:
         attempts: int,
         budget: config.Budget,
         price: Price | None,
+        section: Section = "rationales",
         note: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -94,7 +89,8 @@ class Endpoint:
         self.model, self.api = model, api
         self.max_tokens, self.temperature, self.stop = max_tokens, temperature, list(stop)
         self.concurrency, self.timeout, self.attempts = concurrency, timeout, attempts
-        self.ledger = Ledger(budget, price)
+        self.section: Section = section
+        self.ledger = Ledger(budget, price, section=section)
         self._note, self._sleep = note, sleep
 
     def content(self, request: Request) -> dict[str, Any]:
@@ -116,37 +112,8 @@ class Endpoint:
         Raises EndpointError, or BudgetError before a request that could exceed the budget; also what `done` raises.
         """
         if requests:
-            asyncio.run(_Run(self, requests, done, progress, key=self._key()).all())
-
-    def _key(self) -> str:
-        key = os.environ.get("OPENAI_API_KEY", "").strip()
-        parts = urlsplit(self.url)
-        host = parts.hostname or ""
-        if "@" in parts.netloc or parts.query:
-            raise EndpointError(
-                "The address holds a user name, a password or a query, which logs would show: nothing was sent.",
-                where="rationales.base_url or OPENAI_BASE_URL",
-                fix=f"Give the address alone ({self.name}) and put the key into OPENAI_API_KEY.",
-            )
-        if not host or parts.scheme not in ("http", "https"):
-            raise EndpointError(
-                f"{self.name!r} is no address of an endpoint.",
-                where="rationales.base_url or OPENAI_BASE_URL",
-                fix="Give the whole address: http://127.0.0.1:8000/v1",
-            )
-        if not key and (host == OPENAI_HOST or host.endswith(f".{OPENAI_HOST}")):
-            raise EndpointError(
-                "OpenAI needs a key, and OPENAI_API_KEY is not set: nothing was sent.",
-                where=self.name,
-                fix="export OPENAI_API_KEY=..., or name another endpoint in rationales.base_url.",
-            )
-        if not (key.isascii() and key.isprintable()):
-            raise EndpointError(
-                "OPENAI_API_KEY holds characters that no key has: nothing was sent.",
-                where=self.name,
-                fix="Copy the key again.",
-            )
-        return key or NO_KEY
+            key = find_key(self.url, section=self.section)
+            asyncio.run(_Run(self, requests, done, progress, key=key).all())
 
 
 class _Run:
@@ -166,27 +133,12 @@ class _Run:
     async def all(self) -> None:
         self.stopping = asyncio.Event()
         self.settled = asyncio.Condition()  # a try has ended: what it held of the budget is free
-        workers = min(self.endpoint.concurrency, len(self.requests))
-        async with self._client() as client:
+        endpoint = self.endpoint
+        workers = min(endpoint.concurrency, len(self.requests))
+        async with open_async_client(endpoint.url, key=self.key, timeout=endpoint.timeout) as client:
             await asyncio.gather(*(self._work(client) for _ in range(workers)))
         if self.error is not None:
             raise self.error
-
-    def _client(self) -> AsyncOpenAI:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
-
-        host = urlsplit(self.endpoint.url).hostname or ""
-        direct: dict[str, None] = {}  # a proxy of the environment is not meant for this machine
-        if _is_loopback(host):
-            direct = {f"all://[{host}]" if ":" in host else f"all://{host}": None}
-        seconds = Timeout(self.endpoint.timeout, connect=min(self.endpoint.timeout, 30.0))
-        return AsyncOpenAI(
-            api_key=self.key,
-            base_url=self.endpoint.url,
-            max_retries=0,
-            timeout=seconds,
-            http_client=DefaultAsyncHttpxClient(timeout=seconds, mounts=direct),
-        )
 
     async def _work(self, client: AsyncOpenAI) -> None:
         for index in self.queue:
@@ -221,7 +173,7 @@ class _Run:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
         tries = AsyncRetrying(
-            retry=retry_if_exception_type(_Passing),
+            retry=retry_if_exception_type(Passing),
             wait=self._pause,
             stop=stop_after_attempt(self.endpoint.attempts),
             sleep=self._rest,
@@ -229,7 +181,7 @@ class _Run:
         )
         try:
             return await tries(self._try, client, request)
-        except _Passing as last:
+        except Passing as last:
             if self.stopping.is_set():
                 raise _Stopping from None
             raise EndpointError(
@@ -244,7 +196,7 @@ class _Run:
         self.in_flight += 1
         try:
             return await self._send(client, request)
-        except _Passing as failure:
+        except Passing as failure:
             if failure.billed:
                 self.ledger.lose(request, self.endpoint.max_tokens)
             raise
@@ -267,17 +219,7 @@ class _Run:
         raise _Stopping
 
     def _pause(self, state: RetryCallState) -> float:
-        """Seconds before the next try: what the endpoint asks for, else growing; at random, so that not all come back
-        at once."""
-        from tenacity import wait_random_exponential
-
-        assert state.outcome is not None
-        failure = state.outcome.exception()
-        assert isinstance(failure, _Passing)
-        if failure.after is not None:
-            seconds = failure.after + random.random()
-        else:
-            seconds = 0.5 + float(wait_random_exponential(multiplier=1, max=LONGEST_PAUSE)(state))
+        failure, seconds = failure_of(state), pause(state)
         kind = failure.why.partition(" (")[0]
         if kind not in self.noted:
             self.noted.add(kind)
@@ -297,7 +239,7 @@ class _Run:
             raise _Stopping
 
     async def _send(self, client: AsyncOpenAI, request: Request) -> Completion:
-        """One try. Raises _Passing for what may pass, EndpointError for what won't."""
+        """One try. Raises Passing for what may pass, EndpointError for what won't."""
         import openai
 
         endpoint = self.endpoint
@@ -316,15 +258,10 @@ class _Run:
                 sent = client.completions.with_raw_response.create(prompt=request.prompt, **body)
             answer = await asyncio.wait_for(sent, endpoint.timeout)
             return self._read(answer.text)
-        except (asyncio.TimeoutError, openai.APITimeoutError) as error:
-            sent_at_all = type(error.__cause__).__name__ not in ("ConnectTimeout", "PoolTimeout")
-            failure: Exception = _Passing(f"no answer within {endpoint.timeout:g} s", billed=sent_at_all)
-        except openai.APIConnectionError as error:
-            refused = type(error.__cause__).__name__ == "ConnectError"
-            what = "it can't be reached" if refused else "the connection broke"
-            failure = _Passing(f"{what} ({self._redacted(str(error.__cause__ or error))})", billed=not refused)
+        except (asyncio.TimeoutError, openai.APIConnectionError) as error:
+            failure: Exception = unanswered(error, key=self.key, timeout=endpoint.timeout)
         except openai.APIStatusError as error:
-            failure = self._refusal(error)
+            failure = refusal(error, key=self.key, name=endpoint.name, meaning=self._meaning)
         raise failure  # out here, so that it carries nothing of the SDK's error, which may repeat the key
 
     def _read(self, text: str) -> Completion:
@@ -340,11 +277,9 @@ class _Run:
             tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
             finish, model = choice.get("finish_reason"), payload.get("model")
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            raise _Passing(
-                f"an answer that is cut off or malformed ({self._redacted(text[:200])})", billed=True
-            ) from None
+            raise malformed(text, key=self.key) from None
         if not isinstance(said, str):
-            raise _Passing("an answer whose text is no text", billed=True)
+            raise Passing("an answer whose text is no text", billed=True)
         asked, answered = (count if type(count) is int and count >= 0 else None for count in tokens)
         if not isinstance(finish, str):
             finish = "length" if answered is not None and answered >= self.endpoint.max_tokens else "stop"
@@ -356,64 +291,16 @@ class _Run:
             model=model if isinstance(model, str) else None,
         )
 
-    def _refusal(self, error: APIStatusError) -> Exception:
-        """What a status other than 200 means."""
-        status, body = error.status_code, error.body
-        no_credit = error.code in NO_CREDIT or error.type in NO_CREDIT
-        said = body.get("message") if isinstance(body, dict) else None
-        message = self._redacted(str(said or error.message))
-        if not no_credit and (status in RETRIED or status >= 500):
-            after = _retry_after(error.response.headers)
-            if after is None or after <= LONGEST_REQUEST:
-                return _Passing(f"status {status} ({message})", after=after)
-            what = f"The endpoint asks to wait {after:.0f} s before the next request"
-            fix = "Run the same command again then: it goes on with what is not answered yet."
-        elif no_credit:
-            what, fix = "The account has no credit left", "Add credit, then run the same command again."
-        elif status == 401:
-            what, fix = "The endpoint does not accept the key", "Set OPENAI_API_KEY to a key that is valid for it."
-        elif status == 403:
-            what = f"The key has no access to {self.endpoint.model!r}"
-            fix = "Use a key or a project that may use it, or another rationales.model."
-        elif status == 404:
-            what = f"The endpoint has no model {self.endpoint.model!r}, or not at this address"
-            fix = "Check rationales.model and rationales.base_url, which often ends in /v1; a model that only chats "
-            fix += "needs rationales.api=chat."
-        else:
-            what = "The endpoint refuses the request"
-            fix = "Change what it complains of: rationales.api, rationales.max_tokens, rationales.stop (stop=[] for "
-            fix += "none), method.temperature, or a prompt that is too long."
-        return EndpointError(f"{what} (status {status}: {message})", where=self.endpoint.name, fix=fix)
-
-    def _redacted(self, text: str) -> str:
-        """The endpoint's words without the key, which some of them repeat; on one line and not too long."""
-        if self.key != NO_KEY:
-            text = text.replace(self.key, "[key]")
-        text = re.sub(r"(?i)\bbearer\s+\S+", "Bearer [key]", text)
-        text = re.sub(r"\bsk-[\w*.-]+", "[key]", text)
-        text = " ".join(text.split())
-        return text if len(text) <= 500 else f"{text[:500]}..."
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds that the headers ask to wait: retry-after-ms; Retry-After in seconds or as a date (RFC 9110, 10.2.3)."""
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = str(headers.get(name, "")).strip()
-        if re.fullmatch(r"\d+(\.\d+)?", value):
-            return float(value) * scale
-    try:
-        when = parsedate_to_datetime(str(headers.get("retry-after", "")))
-    except (ValueError, TypeError):
-        return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=timezone.utc)
-    return max(0.0, (when - datetime.now(timezone.utc)).total_seconds())
+    def _meaning(self, status: int) -> tuple[str, str]:
+        """What a status means that is neither of the key nor of credit, and what to do."""
+        model, section = self.endpoint.model, self.endpoint.section
+        if status == 403:
+            return (
+                f"The key has no access to {model!r}",
+                f"Use a key or a project that may, or another {MODEL[section]}.",
+            )
+        if status == 404:
+            fix = f"Check {MODEL[section]} and {section}.base_url, which often ends in /v1; a model that only chats "
+            return f"The endpoint has no model {model!r}, or not at this address", f"{fix}needs {section}.api=chat."
+        fix = f"Change what it complains of: {CHANGEABLE[section]}, or a prompt that is too long."
+        return "The endpoint refuses the request", fix

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from kdlab import config
 from kdlab.errors import BudgetError, ConfigError
-from kdlab.rationales.completion import OPENAI_HOST, Completion, Request, resolve_url
+from kdlab.rationales.completion import OPENAI_HOST, Completion, Request, Section, resolve_url
 
 TABLE = Path(__file__).with_name("prices.json")
 _MILLION = 1_000_000
-_TEMPLATE_TOKENS = 12  # about what a template adds to a question: "Q: ", "A: Let's think step by step."
+CHARACTERS_PER_TOKEN = 4  # of English, about
+TEMPLATE_TOKENS = 12  # about what a template adds to a question: "Q: ", "A: Let's think step by step."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,10 @@ def table() -> dict[str, Price]:
     }
 
 
-def price(model: str, *, base_url: str | None, override: config.Price) -> Price | None:
+def price(model: str, *, base_url: str | None, override: config.Price, section: Section = "rationales") -> Price | None:
     """What a model costs. The table holds for OpenAI's own address only; None where neither it nor the user knows.
 
-    override: the user's `rationales.price`, either of whose numbers may be absent.
+    override: the user's price in this section of the configuration, either of whose numbers may be absent.
     Raises ConfigError if one number is given, and nothing is known of the other.
     """
     listed = table().get(model) if urlsplit(resolve_url(base_url)).hostname == OPENAI_HOST else None
@@ -63,15 +64,15 @@ def price(model: str, *, base_url: str | None, override: config.Price) -> Price 
     if listed is not None:
         given = {name: getattr(listed, name) if value is None else value for name, value in given.items()}
     problems = [
-        f"rationales.price.{name}: the other one is given, and the table has no price for {model!r} at this address"
+        f"{section}.price.{name}: the other one is given, and the table has no price for {model!r} at this address"
         for name, value in given.items()
         if value is None
     ]
-    problems += [f"rationales.price.{name}: {value} is below 0" for name, value in given.items() if value and value < 0]
+    problems += [f"{section}.price.{name}: {value} is below 0" for name, value in given.items() if value and value < 0]
     if problems:
         raise ConfigError(problems)
     assert given["input"] is not None and given["output"] is not None
-    return Price(input=given["input"], output=given["output"], source="rationales.price")
+    return Price(input=given["input"], output=given["output"], source=f"{section}.price")
 
 
 def cost(prompt_tokens: int, completion_tokens: int, price: Price) -> float:
@@ -89,7 +90,7 @@ def estimate(
     steps: of a rationale; the prompt of each holds what the steps before it answered, here taken at its longest.
     """
     requests = questions * samples * steps
-    texts = -(-characters // 4) + questions * _TEMPLATE_TOKENS
+    texts = -(-characters // CHARACTERS_PER_TOKEN) + questions * TEMPLATE_TOKENS
     carried = questions * max_tokens * (steps * (steps - 1) // 2)
     prompt_tokens = samples * (steps * texts + carried)
     completion_tokens = requests * max_tokens
@@ -102,14 +103,14 @@ def estimate(
     )
 
 
-def shown(estimate: Estimate) -> str:
+def shown(estimate: Estimate, section: Section = "rationales") -> str:
     """One line for `kdlab plan`."""
     text = (
         f"{estimate.requests:,} requests, ~{estimate.prompt_tokens:,} tokens in, "
         f"at most {estimate.completion_tokens_at_most:,} out, "
     )
     if estimate.usd_at_most is None or estimate.price is None:
-        return text + "price unknown (rationales.price.input and .output, US dollars per million tokens)"
+        return text + f"price unknown ({section}.price.input and .output, US dollars per million tokens)"
     known = estimate.price
     origin = f"prices of {known.date}" if known.date else known.source
     return text + f"at most {dollars(estimate.usd_at_most)} (${known.input:g} in, ${known.output:g} out, {origin})"
@@ -122,29 +123,54 @@ def dollars(usd: float) -> str:
     return f"${float(f'{usd:.2g}'):.12f}".rstrip("0")
 
 
+def rounded_up(usd: float) -> str:
+    """Dollars rounded up: to cents, or to three digits below a dollar."""
+    exact = Decimal(str(usd))
+    places = 2 if usd >= 1 else 2 - exact.adjusted()
+    return f"{exact.quantize(Decimal(1).scaleb(-places), ROUND_UP):f}"
+
+
 def tokens_at_most(text: str) -> int:
     """A safe guess of a text's tokens: one for two bytes, where English has four and Chinese about three."""
     return -(-len(text.encode("utf-8", "replace")) // 2) + 8
 
 
-class Ledger:
-    """What a run has spent, and whether its budget allows one more request.
+def limits(budget: config.Budget, tokens: int, usd: float | None) -> tuple[list[str], list[str]]:
+    """The limits that are set, and what must be raised to pay for so much: both as words of the command line."""
+    given, enough = [], []
+    if budget.usd is not None and usd is not None:
+        given.append(f"budget.usd={budget.usd:g}")
+        if usd > budget.usd:
+            enough.append(f"budget.usd={rounded_up(usd)}")
+    if budget.tokens is not None:
+        given.append(f"budget.tokens={budget.tokens}")
+        if tokens > budget.tokens:
+            enough.append(f"budget.tokens={tokens}")
+    return given, enough
 
-    Spent is what answers were billed, those that the journal already held included; where the endpoint doesn't say, a
-    guess on the safe side. What is in flight counts as much as it can cost. A try that was cut off after it was
-    sent may have been billed: it counts in full, though a later process knows nothing of it.
+
+def unpriced(what: str, *, settings: str) -> BudgetError:
+    """The error of a budget in dollars where no price is known. settings: that give it."""
+    return BudgetError(
+        f"budget.usd is set, but nothing is known of what {what} costs: nothing was sent.",
+        where="budget.usd",
+        fix=f"Set {settings} (US dollars per million tokens), or limit budget.tokens instead.",
+    )
+
+
+class Ledger:
+    """What a stage has spent, and whether the budget, which each stage has for itself, allows one more request.
+
+    Spent is what answers to its requests were billed, those that the journal already held included; where the
+    endpoint doesn't say, a guess on the safe side. What is in flight counts as much as it can cost. A try that was
+    cut off after it was sent may have been billed: it counts in full, though a later process knows nothing of it.
 
     Raises BudgetError at once if dollars are limited and no price is known.
     """
 
-    def __init__(self, budget: config.Budget, price: Price | None) -> None:
+    def __init__(self, budget: config.Budget, price: Price | None, *, section: Section = "rationales") -> None:
         if budget.usd is not None and price is None:
-            raise BudgetError(
-                "budget.usd is set, but nothing is known of what this model costs here: nothing was sent.",
-                where="budget.usd",
-                fix="Set rationales.price.input and rationales.price.output (US dollars per million tokens), or limit "
-                "budget.tokens instead.",
-            )
+            raise unpriced("this model", settings=f"{section}.price.input and {section}.price.output")
         self.budget, self.price = budget, price
         self.prompt_tokens = self.completion_tokens = 0
         self._held_prompt = self._held_completion = 0
@@ -198,28 +224,13 @@ class Ledger:
         """The error that says what was spent, what is left to do, and what to raise."""
         prompt_tokens = self.prompt_tokens + sum(tokens_at_most(request.prompt) for request in left)
         completion_tokens = self.completion_tokens + len(left) * max_tokens
-        spent, limits, enough = [f"{self.tokens:,} tokens"], [], []
-        if self.usd is not None:
-            spent.insert(0, dollars(self.usd))
-        if self.budget.usd is not None and self.price is not None:
-            limits.append(f"budget.usd={self.budget.usd:g}")
-            if (needed := cost(prompt_tokens, completion_tokens, self.price)) > self.budget.usd:
-                enough.append(f"budget.usd={_ceiling(needed)}")
-        if self.budget.tokens is not None:
-            limits.append(f"budget.tokens={self.budget.tokens}")
-            if (tokens := prompt_tokens + completion_tokens) > self.budget.tokens:
-                enough.append(f"budget.tokens={tokens}")
+        spent = [f"{self.tokens:,} tokens"] if self.usd is None else [dollars(self.usd), f"{self.tokens:,} tokens"]
+        needed = None if self.price is None else cost(prompt_tokens, completion_tokens, self.price)
+        given, enough = limits(self.budget, prompt_tokens + completion_tokens, needed)
         return BudgetError(
-            f"The next request could exceed the budget: {' and '.join(spent)} spent, "
+            f"The next request could exceed the budget of this stage: {' and '.join(spent)} spent, "
             f"{len(left):,} {'request' if len(left) == 1 else 'requests'} of this step left to do.",
-            where=" ".join(limits),
+            where=" ".join(given),
             fix=f"Raise it and run the same command again: {' '.join(enough)} is enough for this step. "
             "What was answered is in the journal and isn't paid for again.",
         )
-
-
-def _ceiling(usd: float) -> str:
-    """Dollars rounded up: to cents, or to three digits below a dollar."""
-    exact = Decimal(str(usd))
-    places = 2 if usd >= 1 else 2 - exact.adjusted()
-    return f"{exact.quantize(Decimal(1).scaleb(-places), ROUND_UP):f}"

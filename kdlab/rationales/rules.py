@@ -107,7 +107,7 @@ def _coin_flip(facts: Mapping[str, Any], rng: Random, wrong: bool) -> _Parts:
 # Last letter
 
 _LETTER_OPENINGS = (
-    "Word by word:",
+    "One word at a time.",
     "Take one word after another.",
     "The words are {words}.",
     "We go through the words.",
@@ -144,45 +144,40 @@ def _others(letter: str) -> list[str]:
 # Shuffled objects
 
 _SHUFFLE_OPENINGS = ("At the start, {state}.", "In the beginning {state}.", "First of all, {state}.")
-_SHUFFLE_STEPS = (
-    "{one} and {other} swap: {state}.",
-    "After {one} and {other} swap, {state}.",
-    "{one} swaps with {other}, so {state}.",
-    "Swap {one} and {other}: {state}.",
+_SHUFFLE_STEPS = (  # mine and yours: what the two hold before
+    "{one} and {other} swap {mine} and {yours}: {state}.",
+    "After {one} and {other} swap {mine} and {yours}, {state}.",
+    "{one} gives {mine} to {other} for {yours}, so {state}.",
+    "{one} trades {mine} for {yours} with {other}: {state}.",
 )
-_SHUFFLE_HOLDS = ("{player} has {item}", "{player}: {item}", "{item} with {player}")
+_SHUFFLE_HOLDS = ("{player} has {item}", "{player}: {item}", "{player} holds {item}")
 _SHUFFLE_CLOSINGS = (
-    "So {player} has the {item} {thing}, which is ({letter}).",
-    "{player} ends up with the {item} {thing}. That is ({letter}).",
-    "The question is about {player}, who has the {item} {thing}: ({letter}).",
+    "So {player} has {item} ({letter}).",
+    "{player} ends up with {item} ({letter}).",
+    "The question is about {player}, who has {item} ({letter}).",
 )
 
 
 def _shuffled_objects(facts: Mapping[str, Any], rng: Random, wrong: bool) -> _Parts:
-    players, items, thing = facts["players"], facts["items"], facts["thing"]
+    players, items = facts["players"], facts["items"]
     swaps: list[Sequence[int]] = list(facts["swaps"])  # as they are said
     made = rng.choice(list(_missed_swaps(facts))) if wrong else swaps  # as they are done
     wording, holds = rng.choice(_SHUFFLE_STEPS), rng.choice(_SHUFFLE_HOLDS)
-    order = range(len(players))[:: rng.choice((1, -1))]
+    options = [f"{item} ({letter})" for item, letter in zip(items, ascii_uppercase, strict=False)]
 
-    def state(held: list[int]) -> str:
-        return ", ".join(holds.format(player=players[place], item=items[held[place]], thing=thing) for place in order)
+    def state(things: list[str]) -> str:
+        return ", ".join(holds.format(player=player, item=thing) for player, thing in zip(players, things, strict=True))
 
+    opening = rng.choice(_SHUFFLE_OPENINGS).format(state=state(options))
     held = list(range(len(players)))
-    opening = rng.choice(_SHUFFLE_OPENINGS).format(state=state(held))
     steps = []
     for (one, other), swap in zip(swaps, made, strict=True):
+        pair = {"one": players[one], "other": players[other], "mine": items[held[one]], "yours": items[held[other]]}
         held = _swapped(held, [swap])
-        steps.append(wording.format(one=players[one], other=players[other], state=state(held)))
+        steps.append(wording.format(state=state([items[place] for place in held]), **pair))
     last = held[facts["asked"]]
-    letter = ascii_uppercase[last]
-    closing = rng.choice(_SHUFFLE_CLOSINGS)
-    return (
-        opening,
-        steps,
-        closing.format(player=players[facts["asked"]], item=items[last], thing=thing, letter=letter),
-        letter,
-    )
+    named = {"player": players[facts["asked"]], "item": items[last], "letter": ascii_uppercase[last]}
+    return opening, steps, rng.choice(_SHUFFLE_CLOSINGS).format(**named), ascii_uppercase[last]
 
 
 def _missed_swaps(facts: Mapping[str, Any]) -> Iterator[list[Sequence[int]]]:

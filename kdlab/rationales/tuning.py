@@ -10,36 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from kdlab import config
-from kdlab.errors import BudgetError
-from kdlab.rationales.completion import OPENAI_HOST, endpoint_name, resolve_url
-from kdlab.rationales.endpoint import (
-    LONGEST_PAUSE,
-    LONGEST_REQUEST,
-    NO_CREDIT,
+from kdlab.errors import BudgetError, EndpointError
+from kdlab.rationales.client import (
     NO_KEY,
-    RETRIED,
-    EndpointError,
-    _is_loopback,
-    _retry_after,
+    Passing,
+    failure_of,
+    find_key,
+    malformed,
+    open_client,
+    pause,
+    redacted,
+    refusal,
+    unanswered,
 )
-from kdlab.rationales.prices import dollars
+from kdlab.rationales.completion import endpoint_name, resolve_url
+from kdlab.rationales.prices import dollars, limits, unpriced
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, OpenAI
+    from openai import OpenAI
     from tenacity import RetryCallState
 
 FAILED = ("failed", "cancelled")
@@ -74,12 +71,8 @@ class Size:
     tokens: int
 
 
-class _Passing(Exception):
-    """A try failed in a way that may pass. after: seconds that the endpoint asks to wait."""
-
-    def __init__(self, why: str, *, after: float | None = None) -> None:
-        self.why, self.after = why, after
-        super().__init__(why)
+class JobError(EndpointError):
+    """A fine-tuning job came to nothing: it failed, was cancelled, or would have exceeded the budget."""
 
 
 def default_epochs(rows: int) -> int:
@@ -139,12 +132,14 @@ class Tuner:
 
         notes: what `remember` was given last by an earlier attempt, {} if there was none; `remember` must have put it
         on the disk when it returns. Raises BudgetError before anything is uploaded if the job could cost more than the
-        budget allows; EndpointError if the endpoint refuses, can't be reached, or the job does not succeed.
+        budget allows; EndpointError if the endpoint refuses or can't be reached; JobError if the job comes to nothing.
         """
+        if self.budget.usd is not None and self.price is None:
+            raise unpriced(f"training {self.model}", settings="model.price.training")
         digest = digest_of(file.read_bytes(), self.model, self.epochs)
         known = dict(notes) if notes.get("digest") == digest else {"digest": digest}
-        self._key = _key(self.url, self.name)
-        with self._client() as client:
+        self._key = find_key(self.url, section="model")
+        with open_client(self.url, key=self._key, timeout=self.timeout) as client:
             job = self._job(client, known["job"]) if known.get("job") else self._find_job(client, file, known)
             if job is None:
                 self._afford(size, self.epochs or default_epochs(size.rows))
@@ -156,11 +151,11 @@ class Tuner:
             else:
                 self._note(f"      job {job['id']}: was made before, it is not paid for again")
             remember(known | {"job": job["id"], "file": job["training_file"]})
-            job = self._watch(client, job, size)
-            if job["status"] in FAILED:
-                remember({"digest": digest})  # the user is told; the next attempt makes a new one
-                raise self._failure(job, file)
-            return self._tuned(job)
+            try:
+                return self._outcome(self._watch(client, job, size), file)
+            except JobError:
+                remember({"digest": digest})  # the user is told, and the next attempt makes a new one
+                raise
 
     # one job -------------------------------------------------------------------------------------------------------
 
@@ -177,7 +172,8 @@ class Tuner:
                 if self._is_own(job, known["digest"], files) and job.get("status") not in FAILED
             ]
             if jobs:
-                return min(jobs, key=lambda job: (job["status"] != "succeeded", job.get("created_at") or 0))
+                first = min(jobs, key=lambda job: (job.get("status") != "succeeded", job.get("created_at") or 0))
+                return self._job(client, first["id"])
         return None
 
     def _is_own(self, job: Job, digest: str, files: list[str]) -> bool:
@@ -250,12 +246,15 @@ class Tuner:
         """Cancel a job for which the endpoint chose more epochs than the budget allows."""
         try:
             self._afford(size, epochs)
-        except BudgetError:
+        except BudgetError as error:
             self._call("cancel", lambda again: client.fine_tuning.jobs.with_raw_response.cancel(job["id"]))
-            self._note(f"      job {job['id']}: cancelled, the endpoint chose {epochs} epochs")
-            raise
+            what = f"The fine-tuning job was cancelled: the endpoint chose {epochs} epochs. {error.what}"
+            raise JobError(what, where=error.where, fix=error.fix) from None
 
-    def _tuned(self, job: Job) -> Tuned:
+    def _outcome(self, job: Job, file: Path) -> Tuned:
+        """Of a job that is over."""
+        if job["status"] in FAILED:
+            raise self._failure(job, file)
         if not job.get("fine_tuned_model"):
             raise EndpointError(
                 "The fine-tuning job succeeded, but the endpoint does not name the model.",
@@ -272,71 +271,39 @@ class Tuner:
             trained_tokens=trained if type(trained) is int else None,
         )
 
-    def _failure(self, job: Job, file: Path) -> EndpointError:
+    def _failure(self, job: Job, file: Path) -> JobError:
         where = f"{self.name}, job {job['id']}"
         again = "the same command then makes a new job"
         if job["status"] == "cancelled":
             what = "The fine-tuning job was cancelled."
-            return EndpointError(what, where=where, fix=f"Find out who did it, and why; {again}.")
+            return JobError(what, where=where, fix=f"Find out who did it, and why; {again}.")
         error = job.get("error") or {}
-        said = self._redacted(str(error.get("message") or "the endpoint doesn't say why"))
+        said = redacted(str(error.get("message") or "the endpoint doesn't say why"), self._key)
         code = error.get("code")
         what = f"The fine-tuning job failed{f' ({code})' if code else ''}: {said}"
         if "file" in f"{code} {error.get('param')}":
             fix = f"Look at {file}, and at what made it (method.curation, task.few); {again}."
         else:
             fix = f"Change what it complains of; {again}."
-        return EndpointError(what, where=where, fix=fix)
+        return JobError(what, where=where, fix=fix)
 
     def _afford(self, size: Size, epochs: int) -> None:
         """Raises BudgetError if so many epochs could cost more than the budget."""
         tokens = size.tokens * epochs
         usd = training_cost(tokens, self.price)
-        limits, enough = [], []
-        if self.budget.usd is not None:
-            if usd is None:
-                raise BudgetError(
-                    f"budget.usd is set, but nothing is known of what training {self.model} costs: nothing was sent.",
-                    where="budget.usd",
-                    fix="Set model.price.training (US dollars per million tokens), or limit budget.tokens instead.",
-                )
-            limits.append(f"budget.usd={self.budget.usd:g}")
-            if usd > self.budget.usd:
-                enough.append(f"budget.usd={usd:.6g}")
-        if self.budget.tokens is not None:
-            limits.append(f"budget.tokens={self.budget.tokens}")
-            if tokens > self.budget.tokens:
-                enough.append(f"budget.tokens={tokens}")
+        given, enough = limits(self.budget, tokens, usd)
         if enough:
             cost = "" if usd is None else f", {dollars(usd)}"
             guess = "" if self.epochs else " (as the endpoint chooses; model.epochs)"
             raise BudgetError(
-                f"Fine-tuning could exceed the budget: {size.rows:,} rows and {epochs} epochs{guess} are at most "
-                f"{tokens:,} tokens{cost}. It was not begun.",
-                where=" ".join(limits),
+                f"Fine-tuning could exceed the budget of this stage: {size.rows:,} rows and {epochs} epochs{guess} are "
+                f"at most {tokens:,} tokens{cost}. It is not begun.",
+                where=" ".join(given),
                 fix=f"Raise it: {' '.join(enough)} is enough. Or train on less: model.epochs, "
                 "method.curation.per_question, task.few.examples.",
             )
 
     # calls ---------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _client(self) -> Iterator[OpenAI]:
-        from openai import DefaultHttpxClient, OpenAI, Timeout
-
-        host = urlsplit(self.url).hostname or ""
-        direct: dict[str, None] = {}  # a proxy of the environment is not meant for this machine
-        if _is_loopback(host):
-            direct = {f"all://[{host}]" if ":" in host else f"all://{host}": None}
-        seconds = Timeout(self.timeout, connect=min(self.timeout, 30.0))
-        with OpenAI(
-            api_key=self._key,
-            base_url=self.url,
-            max_retries=0,
-            timeout=seconds,
-            http_client=DefaultHttpxClient(timeout=seconds, mounts=direct),
-        ) as client:
-            yield client
 
     def _job(self, client: OpenAI, name: str) -> Job:
         def look(again: bool) -> Job:
@@ -366,7 +333,7 @@ class Tuner:
                 return dict(found)
         except (ValueError, TypeError, KeyError):
             pass
-        raise self._malformed(text)
+        raise malformed(text, key=self._key)
 
     def _call(self, doing: str, send: Callable[[bool], Any]) -> Any:
         """One call, with as many tries as it needs; `send` is told whether it was tried before."""
@@ -380,7 +347,7 @@ class Tuner:
             return self._try(doing, send, again)
 
         tries = Retrying(
-            retry=retry_if_exception_type(_Passing),
+            retry=retry_if_exception_type(Passing),
             wait=self._wait,
             stop=stop_after_attempt(self.attempts),
             sleep=self._pause,
@@ -388,7 +355,7 @@ class Tuner:
         )
         try:
             return tries(attempt)
-        except _Passing as last:
+        except Passing as last:
             raise EndpointError(
                 f"The endpoint failed {self.attempts} times; the last time: {last.why}.",
                 where=self.name,
@@ -397,33 +364,20 @@ class Tuner:
             ) from None
 
     def _try(self, doing: str, send: Callable[[bool], Any], again: bool) -> Any:
-        """Raises _Passing for what may pass, EndpointError for what won't."""
+        """Raises Passing for what may pass, EndpointError for what won't."""
         import openai
 
         try:
             return send(again)
-        except openai.APITimeoutError:
-            failure: Exception = _Passing(f"no answer within {self.timeout:g} s")
         except openai.APIConnectionError as error:
-            refused = type(error.__cause__).__name__ == "ConnectError"
-            what = "it can't be reached" if refused else "the connection broke"
-            failure = _Passing(f"{what} ({self._redacted(str(error.__cause__ or error))})")
+            failure: Exception = unanswered(error, key=self._key, timeout=self.timeout)
         except openai.APIStatusError as error:
-            failure = self._refusal(error, doing)
+            failure = refusal(error, key=self._key, name=self.name, meaning=partial(self._meaning, doing))
         raise failure  # out here, so that it carries nothing of the SDK's error, which may repeat the key
 
     def _wait(self, state: RetryCallState) -> float:
-        """Seconds before the next try: what the endpoint asks for, else growing, at random."""
-        from tenacity import wait_random_exponential
-
-        assert state.outcome is not None
-        failure = state.outcome.exception()
-        assert isinstance(failure, _Passing)
-        if failure.after is not None:
-            seconds = failure.after + random.random()
-        else:
-            seconds = 0.5 + float(wait_random_exponential(multiplier=1, max=LONGEST_PAUSE)(state))
-        self._note(f"{self.name}: {failure.why}; trying again in {seconds:.0f} s")
+        seconds = pause(state)
+        self._note(f"{self.name}: {failure_of(state).why}; trying again in {seconds:.0f} s")
         return seconds
 
     def _object(self, text: str, *names: str) -> dict[str, Any]:
@@ -434,33 +388,20 @@ class Tuner:
                 return dict(found)
         except (ValueError, TypeError, KeyError):
             pass
-        raise self._malformed(text)
+        raise malformed(text, key=self._key)
 
-    def _malformed(self, text: str) -> _Passing:
-        return _Passing(f"an answer that is cut off or malformed ({self._redacted(text[:200])})")
+    def _meaning(self, doing: str, status: int) -> tuple[str, str]:
+        """What a status means that is neither of the key nor of credit, and what to do.
 
-    def _refusal(self, error: APIStatusError, doing: str) -> Exception:
-        """What a status other than 200 means. doing: find, upload, create, watch or cancel."""
-        status, body = error.status_code, error.body
-        no_credit = error.code in NO_CREDIT or error.type in NO_CREDIT
-        said = body.get("message") if isinstance(body, dict) else None
-        message = self._redacted(str(said or error.message))
-        if not no_credit and (status in RETRIED or status >= 500):
-            after = _retry_after(error.response.headers)
-            if after is None or after <= LONGEST_REQUEST:
-                return _Passing(f"status {status} ({message})", after=after)
-            what = f"The endpoint asks to wait {after:.0f} s before the next request"
-            fix = "Run the same command again then."
-        elif no_credit:
-            what, fix = "The account has no credit left", "Add credit, then run the same command again."
-        elif status == 401:
-            what, fix = "The endpoint does not accept the key", "Set OPENAI_API_KEY to a key that is valid for it."
-        elif status == 403:
+        doing: find, upload, create, watch or cancel.
+        """
+        if status == 403:
             what = f"The key may not fine-tune {self.model!r}"
             fix = "Use a key or a project that may, or another model.student.id."
         elif doing == "watch":
             what = "The endpoint has no such job, though an earlier attempt made it with this data"
-            fix = "Use the key and the address with which it was made; it is paid for already."
+            fix = "Use the key and the address with which it was made: it is paid for already. If it is gone for good, "
+            fix += "remove work/job.json of this stage, and a new one is made."
         elif doing == "find" and status in (404, 405):
             what = "The endpoint has no fine-tuning API, or not at this address"
             fix = (
@@ -475,16 +416,7 @@ class Tuner:
             fix += "model.api=chat) and model.epochs."
         else:
             what, fix = "The endpoint refuses the request", "Change what it complains of."
-        return EndpointError(f"{what} (status {status}: {message})", where=self.name, fix=fix)
-
-    def _redacted(self, text: str) -> str:
-        """The endpoint's words without the key, which some of them repeat; on one line and not too long."""
-        if self._key != NO_KEY:
-            text = text.replace(self._key, "[key]")
-        text = re.sub(r"(?i)\bbearer\s+\S+", "Bearer [key]", text)
-        text = re.sub(r"\bsk-[\w*.-]+", "[key]", text)
-        text = " ".join(text.split())
-        return text if len(text) <= 500 else f"{text[:500]}..."
+        return what, fix
 
 
 def _file_name(digest: str) -> str:
@@ -495,26 +427,3 @@ def _epochs(job: Job) -> int | None:
     """Of a job, once the endpoint has chosen them."""
     chosen = (job.get("hyperparameters") or {}).get("n_epochs")
     return chosen if type(chosen) is int else None
-
-
-def _key(url: str, name: str) -> str:
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if "@" in parts.netloc or parts.query:
-        raise EndpointError(
-            "The address holds a user name, a password or a query, which logs would show: nothing was sent.",
-            where="model.base_url or OPENAI_BASE_URL",
-            fix=f"Give the address alone ({name}) and put the key into OPENAI_API_KEY.",
-        )
-    if not key and (host == OPENAI_HOST or host.endswith(f".{OPENAI_HOST}")):
-        raise EndpointError(
-            "OpenAI needs a key, and OPENAI_API_KEY is not set: nothing was sent.",
-            where=name,
-            fix="export OPENAI_API_KEY=..., or name another endpoint in model.base_url.",
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise EndpointError(
-            "OPENAI_API_KEY holds characters that no key has: nothing was sent.", where=name, fix="Copy the key again."
-        )
-    return key or NO_KEY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,10 @@ from kdlab.context import Requests
 from kdlab.data.prompts import read_exemplars
 from kdlab.engine.progress import duration
 from kdlab.graph import Graph, Stage
-from kdlab.rationales.prices import estimate, price, shown
+from kdlab.rationales.completion import Section
+from kdlab.rationales.prices import CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, dollars, estimate, price, shown
+from kdlab.rationales.prices import Estimate as Asked
+from kdlab.rationales.tuning import default_epochs, training_cost
 from kdlab.report.summary import count, megabytes
 from kdlab.runner import State, other_code, states
 
@@ -23,6 +27,7 @@ FLOPS_PER_SECOND = 5e10  # of a processor nobody has measured yet
 BYTES_PER_PARAMETER = 4
 TOKENS_PER_ROW = 0.4  # of max_length, until the data is prepared
 QUESTION_CHARACTERS = 200  # of a question, until the data is prepared
+RATIONALE_CHARACTERS = 400  # of a rationale, until it is written
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def plan_table(graph: Graph, store: Store, fresh: Sequence[str]) -> Table:
         table.add_column(column, justify="left" if left else "right", no_wrap=column != "needed by")
     totals: list[Estimate] = []
     for stage in graph:
-        artifact = store.find(stage.artifact) if stage.pinned else None
+        artifact = _known(stage, store)
         state = found[stage.fingerprint]
         estimate = _estimate(stage, store, speed)
         if state in ("run", "resume"):
@@ -92,32 +97,121 @@ def plan_notes(graph: Graph) -> list[str]:
 
 
 def cost_notes(graph: Graph, store: Store, requests: Requests) -> list[str]:
-    """What the stages that are to ask an endpoint will send and cost at most, a line each."""
+    """What the stages that are to pay an endpoint will send and cost, a line each."""
     lines = []
     for stage in graph:
-        writer = stage.values.get("writer", {})
-        if stage.name != "rationalise" or "endpoint" not in writer or store.find(stage.artifact) is not None:
+        if _known(stage, store) is not None:
             continue
-        questions = stage.inputs["questions"]
-        prepared = store.find(questions.artifact) if questions.pinned else None
-        if prepared is not None:
-            splits = stage.values["splits"]
-            rows = sum(prepared.facts["rows"].get(split, 0) for split in splits)
-            characters = sum(prepared.facts["characters"].get(split, 0) for split in splits)
-        elif stage.work.examples is not None:
-            rows = stage.work.examples
-            characters = rows * QUESTION_CHARACTERS
+        if stage.name == "rationalise" and "endpoint" in stage.values["writer"]:
+            said = _writing_cost(stage, store, requests)
+        elif stage.name == "finetune_endpoint":
+            said = _training_cost(stage, store, requests)
+        elif stage.name == "answer_endpoint":
+            said = _answering_cost(stage, store, requests)
         else:
-            lines.append(f"{stage.label}: ~ until the questions are prepared")
             continue
-        if "exemplars" in stage.values:
-            shots = read_exemplars(stage.places.get("exemplars"), stage.values["exemplars"]["key"])
-            characters += rows * sum(len(shot) for shot in shots)
-        steps = 2 if writer["prompt"] == "zs_cot" else 1
-        known = price(writer["model"], base_url=writer["endpoint"], override=requests.price)
-        found = estimate(rows, characters, stage.values["samples"], writer["max_tokens"], steps, known)
-        lines.append(f"{stage.label}: {shown(found)}; what the journal holds is not paid for again")
+        lines.append(f"{stage.label}: {said or '~ until the questions are prepared'}")
     return lines
+
+
+def _writing_cost(stage: Stage, store: Store, requests: Requests) -> str | None:
+    """Of a teacher behind an endpoint; None: how much it is asked is not known yet."""
+    writer = stage.values["writer"]
+    size = _size(stage.inputs["questions"], store, stage.values["splits"], stage.work.examples)
+    if size is None:
+        return None
+    rows, characters = size
+    characters += rows * sum(map(len, _shots(stage)))
+    steps = 2 if writer["prompt"] == "zs_cot" else 1
+    known = price(writer["model"], base_url=writer["endpoint"], override=requests.price)
+    return _asked(estimate(rows, characters, stage.values["samples"], writer["max_tokens"], steps, known), "rationales")
+
+
+def _answering_cost(stage: Stage, store: Store, requests: Requests) -> str | None:
+    """Of a student behind an endpoint, fine-tuned or as it is."""
+    values = stage.values
+    size = _size(stage.inputs["questions"], store, ["test"])
+    if size is None:
+        return None
+    rows, characters = size
+    shots = sum(map(len, _shots(stage)))
+    characters += rows * min(shots, CHARACTERS_PER_TOKEN * values["answering"]["max_prompt"])
+    steps = 2 if values["style"]["template"] == "zs_cot" else 1
+    name = values["model"]
+    if name is None:
+        student = stage.inputs["student"]
+        made = _known(student, store)
+        name = f"ft:{student.values['model']}" if made is None else made.facts["model"]
+    known = price(name, base_url=values["endpoint"], override=requests.student_price, section="model")
+    return _asked(estimate(rows, characters, 1, values["answering"]["max_tokens"], steps, known), "model")
+
+
+def _asked(found: Asked, section: Section) -> str:
+    return f"{shown(found, section)}; what the journal holds is not paid for again"
+
+
+def _training_cost(stage: Stage, store: Store, requests: Requests) -> str | None:
+    """Of a student that an endpoint fine-tunes. Until its rows are curated, as if all rationales were kept."""
+    size = _examples(stage.inputs["data"], store)
+    if size is None:
+        return None
+    rows, characters = size
+    tokens = -(-characters // CHARACTERS_PER_TOKEN) + rows * TEMPLATE_TOKENS
+    epochs = stage.values["epochs"]
+    chosen = "" if epochs else " (about what the endpoint chooses)"
+    epochs = epochs or default_epochs(rows)
+    rate = requests.student_price.training
+    usd = training_cost(tokens * epochs, rate)
+    cost = "price unknown (model.price.training, US dollars per million tokens)"
+    if usd is not None:
+        cost = f"~{dollars(usd)} (${rate:g} per million tokens, model.price.training)"
+    return f"fine-tuning on ~{rows:,} rows, ~{tokens:,} tokens an epoch, {epochs} epochs{chosen}, {cost}"
+
+
+def _examples(data: Stage, store: Store) -> tuple[int, int] | None:
+    """Rows that a student learns from, and all their characters."""
+    if "rationales" not in data.inputs:
+        return _size(data, store, ["train"])
+    made = _known(data, store)
+    if made is not None:
+        with open(made.path / "train.jsonl", encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        parts = ("question", "rationale", "answer")
+        return len(lines), sum(len(line.get(part) or "") for line in lines for part in parts)
+    rationales = data.inputs["rationales"]
+    of_train = rationales.work.examples if rationales.values["splits"] == ["train"] else None
+    size = _size(data.inputs["questions"], store, ["train"], of_train)
+    if size is None:
+        return None
+    rows, characters = size
+    samples = rationales.values["samples"]
+    kept = min(samples, data.values["curation"]["per_question"] or samples)
+    longest = rationales.values["writer"].get("max_tokens")
+    written = RATIONALE_CHARACTERS if longest is None else CHARACTERS_PER_TOKEN * longest
+    return rows * kept, kept * (characters + rows * written)
+
+
+def _size(questions: Stage, store: Store, splits: Sequence[str], rows: int | None = None) -> tuple[int, int] | None:
+    """Questions of these splits and their characters: as prepared, else so many rows, else as many as are generated."""
+    made = _known(questions, store)
+    if made is not None:
+        rows_of, characters_of = made.facts["rows"], made.facts["characters"]
+        return sum(rows_of.get(split, 0) for split in splits), sum(characters_of.get(split, 0) for split in splits)
+    generated, most = questions.values["generate"], questions.values["rows"]
+    if rows is None and generated is not None:
+        rows = sum(min(generated[split], most or generated[split]) for split in splits)
+    return None if rows is None else (rows, rows * QUESTION_CHARACTERS)
+
+
+def _shots(stage: Stage) -> list[str]:
+    """Exemplars that are set before each question."""
+    if "exemplars" not in stage.values:
+        return []
+    return read_exemplars(stage.places.get("exemplars"), stage.values["exemplars"]["key"])
+
+
+def _known(stage: Stage, store: Store) -> Artifact | None:
+    return store.find(stage.artifact) if stage.pinned else None
 
 
 def _sum(text: str, *, known: bool, any_left: bool) -> str:
@@ -155,7 +249,7 @@ def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
     if not work.checkpoint:
         return Estimate()
     data = stage.inputs["data"]
-    artifact = store.find(data.artifact) if data.pinned else None
+    artifact = _known(data, store)
     rows = work.examples if artifact is None else artifact.facts["rows"]["train"]
     steps = replace(work, examples=rows).steps()
     size = None if work.parameters is None else float(work.parameters * BYTES_PER_PARAMETER)

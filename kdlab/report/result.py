@@ -15,7 +15,7 @@ from kdlab.config import Distillation, Reasoning, Run
 from kdlab.report.samples import Sample, read_samples
 
 REASONING_METRICS = ("accuracy", "contains_answer", "correct_format", "complete")
-COSTS = ("requests", "prompt_tokens", "completion_tokens", "usd")  # facts of a stage that asked an endpoint
+COSTS = ("requests", "prompt_tokens", "completion_tokens", "trained_tokens", "usd")  # facts of a stage at an endpoint
 
 NEARLY_ALL = 0.9  # share of one answer among all predictions that makes a student degenerate
 FREQUENT = 0.1  # share of the questions; scores meet that of a rarer answer by chance
@@ -86,7 +86,7 @@ def build_reasoning(
         "rows": facts["rows"],
         "conditions": facts["conditions"],
         "curation": None if curated is None else _read(curated.path / "report.json"),
-        "cost": _cost([targets[name] for name in ("rationales", "answers") if name in targets]),
+        "cost": _cost([targets[name] for name in ("rationales", "student", "answers") if name in targets]),
         "prompt": _prompt(targets["answers"].path / "answers.json"),
         "seeds": {"run": run.seed} | ({"rationales": run.rationales.seed} if "rationales" in targets else {}),
     }
@@ -215,16 +215,24 @@ def _plain(answer: Any) -> str:
     return str(answer).strip().casefold()
 
 
-def _cost(asked: Sequence[Artifact]) -> dict[str, Any] | None:
-    """Sums over the stages that asked an endpoint; a sum with an unknown part is not known."""
-    told = [artifact.facts for artifact in asked if "requests" in artifact.facts]
+def _cost(stages: Sequence[Artifact]) -> dict[str, Any] | None:
+    """Sums over the stages that an endpoint was paid for, training included; one with an unknown part is not known.
+
+    trained_tokens: over all epochs; only there if a student was trained at an endpoint.
+    """
+    told = [artifact.facts for artifact in stages if _at_endpoint(artifact.manifest["values"])]
     if not told:
         return None
     sums: dict[str, Any] = {}
     for name in COSTS:
-        parts = [facts.get(name) for facts in told]
-        sums[name] = sum(part for part in parts if part is not None) if None not in parts else None
+        parts = [facts[name] for facts in told if name in facts]
+        if parts:
+            sums[name] = None if None in parts else sum(parts)
     return sums
+
+
+def _at_endpoint(values: Mapping[str, Any]) -> bool:
+    return "endpoint" in values or "endpoint" in values.get("writer", {})
 
 
 def _prompt(answers: Path) -> dict[str, str | None] | None:

@@ -20,7 +20,7 @@ from kdlab.engine.progress import duration
 from kdlab.errors import DataError
 from kdlab.models.generator import generate
 from kdlab.stages.completions import Row, read_rows, record, write_records
-from kdlab.stages.generation import Answered, answer_questions, named_generator, saved_generator
+from kdlab.stages.generation import KERNEL, Answered, answer_questions, named_generator, saved_generator
 
 CHUNK_BATCHES = 4  # batches whose answers are written down together, so that a killed stage goes on from there
 SHOWN_EVERY = 10.0  # seconds between two lines of progress
@@ -102,12 +102,11 @@ def _open(
     ctx: Context, student: Path | None, model: Mapping[str, Any] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     place = device.pick_device(ctx.hardware)
-    kernel = device.attention_kernel(place, train=False)
     if student is not None:
-        loaded, tokenizer = saved_generator(student / "model", attention=kernel)
+        loaded, tokenizer = saved_generator(student / "model", attention=KERNEL)
     else:
         assert model is not None
-        loaded, tokenizer = named_generator(model, attention=kernel)
+        loaded, tokenizer = named_generator(model, attention=KERNEL)
     loaded.to(place)  # type: ignore[arg-type]
     return loaded, tokenizer
 

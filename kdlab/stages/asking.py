@@ -8,15 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from kdlab.context import Context
-from kdlab.engine import device
 from kdlab.engine.progress import duration
-from kdlab.models.generator import generate, load_generator
-from kdlab.rationales.completion import Completer, Completion, Progress, Request, endpoint_name
+from kdlab.rationales.completion import Completer, Completion, Progress, Request, Section, address
 from kdlab.rationales.endpoint import Endpoint
 from kdlab.rationales.journal import Journal, Journaled, journal_path
 from kdlab.rationales.local import LocalCompleter
 from kdlab.rationales.prices import dollars, price
-from kdlab.stages.targets import writing_tokenizer
 
 SHOWN_EVERY = 10.0  # seconds between two lines of progress
 LOCAL = "local"  # what stands for the endpoint of a model on this machine
@@ -76,11 +73,15 @@ def asking(
     temperature: float,
     stop: Sequence[str],
     seed: int = 0,
+    section: Section = "rationales",
 ) -> Iterator[Asker]:
-    """writer: endpoint, model and api; or the id and revision, or path and content, of a model on this machine."""
+    """writer: endpoint, model and api; or the id and revision, or path and content, of a model on this machine.
+
+    section: of the configuration, which says what an endpoint costs.
+    """
     completer: Completer
     if "endpoint" in writer:
-        completer = _endpoint(ctx, writer, max_tokens=max_tokens, temperature=temperature, stop=stop)
+        completer = _endpoint(ctx, writer, section, max_tokens=max_tokens, temperature=temperature, stop=stop)
         place, name = completer.name, completer.model
     else:
         name = f"{writer.get('id') or 'folder'}@{writer.get('revision') or writer['content']}"
@@ -95,9 +96,16 @@ def asking(
 
 
 def _endpoint(
-    ctx: Context, writer: Mapping[str, Any], *, max_tokens: int, temperature: float, stop: Sequence[str]
+    ctx: Context,
+    writer: Mapping[str, Any],
+    section: Section,
+    *,
+    max_tokens: int,
+    temperature: float,
+    stop: Sequence[str],
 ) -> Endpoint:
     base_url = address(writer["endpoint"])
+    own = ctx.requests.student_price if section == "model" else ctx.requests.price
     return Endpoint(
         base_url=base_url,
         model=writer["model"],
@@ -109,14 +117,10 @@ def _endpoint(
         timeout=ctx.requests.timeout,
         attempts=ctx.requests.attempts,
         budget=ctx.requests.budget,
-        price=price(writer["model"], base_url=base_url, override=ctx.requests.price),
+        price=price(writer["model"], base_url=base_url, override=own, section=section),
+        section=section,
         note=ctx.note,
     )
-
-
-def address(endpoint: str) -> str | None:
-    """None where it is that of the environment, which may hold what no identity should."""
-    return None if endpoint_name(None) == endpoint else endpoint
 
 
 def _local(
@@ -129,8 +133,13 @@ def _local(
     stop: Sequence[str],
     seed: int,
 ) -> LocalCompleter:
+    from kdlab.engine import device  # late: they load torch, which an endpoint's answers don't need
+    from kdlab.models.generator import generate, load_generator
+    from kdlab.stages.generation import KERNEL
+    from kdlab.stages.targets import writing_tokenizer
+
     place = device.pick_device(ctx.hardware)
-    model = load_generator(writer, attention=device.attention_kernel(place, train=False), seed=seed)
+    model = load_generator(writer, attention=KERNEL, seed=seed)
     model.to(place)  # type: ignore[arg-type]
     tokenizer = writing_tokenizer(writer)
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdlab.artifacts import write_json
 from kdlab.context import Context
 from kdlab.data.prompts import Style, fit_exemplars, prompt, read_exemplars, target
-from kdlab.errors import BudgetError, DataError
-from kdlab.rationales.completion import Request, endpoint_name
-from kdlab.rationales.prices import price, tokens_at_most
+from kdlab.errors import DataError
+from kdlab.rationales.completion import Completion, Request, address
+from kdlab.rationales.prices import CHARACTERS_PER_TOKEN, tokens_at_most
 from kdlab.rationales.tuning import Size, Tuner, training_cost
 from kdlab.stages.completions import Records, Row, read_rows, record, write_records
 
 if TYPE_CHECKING:
     from kdlab.stages.asking import Asker
-
-CHARACTERS = 4  # of a token, about: the endpoint's tokenizer is not known
 
 
 def finetune_endpoint(
@@ -52,7 +50,7 @@ def finetune_endpoint(
     notes = ctx.work / "job.json"
     asked = ctx.requests
     tuner = Tuner(
-        base_url=_address(endpoint),
+        base_url=address(endpoint),
         model=model,
         epochs=epochs,
         timeout=asked.timeout,
@@ -95,11 +93,6 @@ def _export(file: Path, rows: Sequence[Row], style: Style, *, api: str) -> Size:
     return Size(rows=len(rows), tokens=tokens)
 
 
-def _address(endpoint: str) -> str | None:
-    """None where it is that of the environment, which may hold what no identity should."""
-    return None if endpoint_name(None) == endpoint else endpoint
-
-
 def answer_endpoint(
     ctx: Context,
     *,
@@ -126,22 +119,14 @@ def answer_endpoint(
     assert name is not None, "a student or a model"
     shape = Style(**style)
     shots = read_exemplars(exemplars.get("path"), exemplars["key"]) if exemplars else []
-    known_price = price(name, base_url=_address(endpoint), override=ctx.requests.student_price)
-    if ctx.requests.budget.usd is not None and known_price is None:
-        raise BudgetError(
-            f"budget.usd is set, but nothing is known of what {name} costs: nothing was sent.",
-            where="budget.usd",
-            fix="Set model.price.input and model.price.output (US dollars per million tokens), or limit budget.tokens "
-            "instead.",
-        )
-    own = replace(ctx, requests=replace(ctx.requests, price=ctx.requests.student_price))
     writer = {"endpoint": endpoint, "model": name, "api": api}
     stop = [] if shape.stop is None else [shape.stop]
     started = time.monotonic()
-    with asking(own, writer, max_tokens=answering["max_tokens"], temperature=0.0, stop=stop) as asker:
+    options = {"max_tokens": answering["max_tokens"], "temperature": 0.0, "stop": stop}
+    with asking(ctx, writer, **options, section="model") as asker:
         told = _Told(asker)
         records = _ask(rows, shape, shots, told, answering)
-        ctx.facts.update(asker.facts(), requests=told.requests)
+        ctx.facts.update(asker.facts())
     seconds = time.monotonic() - started
     template = shape.template
     write_records(
@@ -157,15 +142,14 @@ def answer_endpoint(
 
 
 class _Told:
-    """Asks, and counts: how many requests there were, and how many answers the journal held."""
+    """Asks, and counts how many answers the journal held."""
 
     def __init__(self, asker: Asker) -> None:
         self.asker = asker
-        self.requests = self.known = 0
+        self.known = 0
 
-    def __call__(self, prompts: Sequence[str]) -> list[Any]:
+    def __call__(self, prompts: Sequence[str]) -> list[Completion]:
         wanted = [Request(text) for text in prompts]
-        self.requests += len(wanted)
         self.known += sum(one is not None for one in self.asker.known(wanted))
         return self.asker(wanted)
 
@@ -211,7 +195,7 @@ def _prompt(row: Row, style: Style, shots: Sequence[str], answering: Mapping[str
         shots,
         row["question"],
         style,
-        length=lambda text: -(-len(text) // CHARACTERS),
+        length=lambda text: -(-len(text) // CHARACTERS_PER_TOKEN),
         limit=answering["max_prompt"],
         how=answering["too_long"],
     )

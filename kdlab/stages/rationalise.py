@@ -50,20 +50,23 @@ def rationalise(
         chosen = recorded.select(recorded.read(file), asked, samples)
         records = {row["id"]: [] for row in asked}
         for one in chosen.records:
-            records[one["sample_index"]].append(one)
+            records[one["sample_index"]].append({name: _writable(value) for name, value in one.items()})
         template = recorded.prediction_template(file)
         model, key = recorded.origin(file)
         if chosen.missing:
             ctx.warn(f"{len(chosen.missing)} of {len(asked)} questions have no recorded completion")
         if chosen.short:
-            ctx.warn(f"{len(chosen.short)} questions have fewer than {samples} recorded completions")
+            have = "question has" if len(chosen.short) == 1 else "questions have"
+            ctx.warn(f"{len(chosen.short)} {have} fewer than {samples} recorded completions")
     else:
         style = Style(template=writer["prompt"], strip_fields=strip_fields)
         shots = read_exemplars(exemplars.get("path"), exemplars["key"]) if exemplars else []
-        template, key = style.template, style.template + (f"_t{10 * temperature:02.0f}" if temperature else "")
+        template, key = style.template, style.template
+        if temperature:
+            key += f"_t{100 * temperature:02.0f}" + (f"_{samples}aug" if samples > 1 else "")
         model = str(writer.get("model") or writer.get("id") or Path(writer["path"]).name)
         options = {"max_tokens": writer["max_tokens"], "temperature": temperature, "stop": writer["stop"]}
-        from kdlab.stages.asking import asking  # late: it loads torch, which rules and records don't need
+        from kdlab.stages.asking import asking  # late: it loads what rules and records don't need
 
         with asking(ctx, writer, **options, seed=seed) as asker:
             records = _ask(asked, style, shots, asker, samples=samples)
@@ -75,6 +78,11 @@ def rationalise(
     ctx.facts["rationales"] = sum(len(found) for found in records.values())
     if not ctx.facts["rationales"]:
         raise DataError("The teacher wrote nothing.", where=f"stage '{ctx.stage}'")
+
+
+def _writable(value: Any) -> Any:
+    """JSON may hold half of a surrogate pair, which no file in UTF-8 can."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def _by_rules(rows: Sequence[Row], samples: int, *, seed: int, error_rate: float) -> Records:

@@ -28,13 +28,14 @@ def score_answers(
     style: Mapping[str, Any] | None,
     parser: str,
     splits: Sequence[str],
+    teacher_parser: str | None = None,
 ) -> None:
     """Write `scores.json` and `intervals.json` by split, and `samples.jsonl`, a row a question, for `kdlab samples`.
 
     style: of the completions; None: those of a teacher, parsed by the template that they name. Of several completions
     of a question the first is scored. accuracy and contains_answer, correct_format and complete are shares of the
     questions (evaluator.py); an interval is the bootstrap's over questions at LEVEL. rationales, curated: the teacher's
-    completions and what became of them, to show beside the student's.
+    completions and what became of them, to show beside the student's; teacher_parser: by which they were judged.
     """
     form = read_form(questions)
     own = style is not None
@@ -45,7 +46,7 @@ def score_answers(
     scores: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, list[float]]] = {}
     samples: list[Row] = []
-    notes = _Teacher(rationales, curated, form, parser) if rationales is not None else None
+    notes = _Teacher(rationales, curated, form, teacher_parser or parser) if rationales is not None else None
     for split in splits:
         found: list[Judgement] = []
         for row in read_rows(questions, split):
@@ -73,7 +74,7 @@ def score_answers(
         answer, share = constant([one.prediction for one in found])
         if own and share >= CONSTANT and len(found) > 1:
             shown = "nothing that can be read" if answer is None else repr(answer)
-            ctx.warn(f"{ctx.stage}: {100 * share:.0f} % of the {split} answers are {shown}: this is no reasoning")
+            ctx.warn(f"{100 * share:.0f} % of the {split} answers are {shown}: this is no reasoning")
     if notes is not None:
         samples += [notes.alone(row) for row in read_rows(questions, "train")]
     write_json(ctx.out / "scores.json", scores)

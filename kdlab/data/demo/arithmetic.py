@@ -6,7 +6,7 @@ result is a whole number from 1 to `LARGEST`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,31 +158,34 @@ def _row(story: _Story, number: int, courses: Sequence[Mapping[int, int]]) -> di
     who = story.who[place]
     number, place = divmod(number, len(story.things))
     things = story.things[place]
-
+    wordings = story.wordings
     *ahead, whole = courses
-    for start in _STARTS:
-        if number < whole[start]:
-            break
-        number -= whole[start]
-    value = start
+    place, number = _find(number, (whole[start] for start in _STARTS))
+    start = value = _STARTS[place]
     sentences = [story.start.format(who=who, things=things, n=start)]
     operations: list[list[Any]] = []
     for left in reversed(ahead):
-        for operation, operand, result in _MOVES[value]:
-            wordings = story.wordings[operation]
-            if number < len(wordings) * left[result]:
-                break
-            number -= len(wordings) * left[result]
-        place, number = divmod(number, left[result])
-        sentences.append(wordings[place].format(who=who, things=things, n=operand))
+        moves = _MOVES[value]
+        place, number = _find(number, (len(wordings[operation]) * left[result] for operation, _, result in moves))
+        operation, operand, value = moves[place]
+        place, number = divmod(number, left[value])
+        sentences.append(wordings[operation][place].format(who=who, things=things, n=operand))
         operations.append([operation, operand])
-        value = result
     sentences.append(story.ask.format(who=who, things=things))
     return {
         "question": " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences),
         "answer": str(value),
         "facts": {"kind": "arithmetic", "who": who, "things": things, "start": start, "operations": operations},
     }
+
+
+def _find(number: int, sizes: Iterable[int]) -> tuple[int, int]:
+    """Which of the ranges of these sizes, one behind another, holds `number`, and which number within it."""
+    for place, size in enumerate(sizes):
+        if number < size:
+            return place, number
+        number -= size
+    raise AssertionError("a number beyond all ranges")
 
 
 def _courses(steps: int) -> list[dict[int, int]]:

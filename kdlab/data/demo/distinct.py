@@ -56,7 +56,7 @@ def draw(task: str, split: str, generate: Mapping[str, int], *, size: int, group
 def arrangements(items: int, count: int) -> int:
     """In how many ways `arrangement` can line up `count` of so many items."""
     rounds, rest = divmod(count, items)
-    return factorial(items) ** rounds * perm(items, rest)
+    return int(factorial(items) ** rounds) * perm(items, rest)
 
 
 def arrangement(number: int, items: Sequence[Item], count: int) -> tuple[list[Item], int]:
