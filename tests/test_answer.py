@@ -66,7 +66,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answered(root: Path, asked: Path, **changes: Any) -> Told:
     """With chunks of four questions."""
     ctx = context(root, "answers", eval_batch=changes.pop("eval_batch", 1))
-    named: dict[str, Any] = {"style": STYLE, "answering": ANSWERING}
+    named: dict[str, Any] = {"task_key": "sums", "style": STYLE, "answering": ANSWERING}
     answer(ctx, questions=asked, **(named | changes))
     return ctx
 

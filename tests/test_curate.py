@@ -138,6 +138,14 @@ def test_answers_are_read_by_the_template_of_the_completions(tmp_path: Path) -> 
         curated(tmp_path, [completion(row, text)], [row], form=NUMBER, template="zs_cot")
 
 
+@pytest.mark.parametrize(("template", "mark"), [("fs_cot", "The answer is"), ("ft_cot_token", "-->")])
+def test_one_text_may_hold_rationale_and_answer(template: str, mark: str, tmp_path: Path) -> None:
+    """As few-shot completions of the official code do."""
+    record = completion(ONE, f" It is short. {mark} yes.", reasoning_completion=None)
+    (row,) = curated(tmp_path, [record], template=template).kept
+    assert (row["rationale"], row["answer"]) == ("It is short.", "yes")
+
+
 # the report
 
 

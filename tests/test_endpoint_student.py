@@ -615,7 +615,13 @@ def test_the_guess_of_a_size_is_not_needed_without_a_budget(tmp_path: Path, paus
 
 # answers
 
-ANSWERING = {"max_tokens": 20, "max_prompt": 512, "too_long": "exemplars", "unmasked_left_pad": False}
+ANSWERING = {
+    "max_tokens": 20,
+    "max_prompt": 512,
+    "too_long": "exemplars",
+    "overlap": "exclude",
+    "unmasked_left_pad": False,
+}
 QUESTIONS = [{"id": number, "question": f"Q{number}?", "answer": "42"} for number in (3, 5, 8)]
 
 
@@ -625,7 +631,13 @@ def questions(tmp_path: Path) -> Path:
 
 
 def answers(ctx: Context, questions: Path, server: Server, style: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    named: dict[str, Any] = {"model": "base", "endpoint": server.url, "api": "completions", "answering": ANSWERING}
+    named: dict[str, Any] = {
+        "model": "base",
+        "endpoint": server.url,
+        "api": "completions",
+        "task_key": "sums",
+        "answering": ANSWERING,
+    }
     answer_endpoint(ctx, questions=questions, style=style, **(named | changes))
     return dict(json.loads((ctx.out / "answers.json").read_text(encoding="utf-8")))
 
@@ -639,7 +651,7 @@ def test_a_fine_tuned_student_answers(tmp_path: Path, questions: Path) -> None:
         found = answers(ctx, questions, server, STYLE, model=None, student=student)
         assert found["metadata"] == {
             "base_model": "ft:babbage-002:me:kdlab:1",
-            "dataset_key": "",
+            "dataset_key": "sums",
             "completion_key": "ft_cot_token",
             "prediction_template": "ft_cot_token",
             "finetune_key": None,

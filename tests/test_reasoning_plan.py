@@ -13,8 +13,9 @@ import pytest
 
 from cot import DATA, WORDS
 from kdlab import compose, methods
-from kdlab.artifacts import Store, write_json
+from kdlab.artifacts import Store, checksum, write_json
 from kdlab.config import Run
+from kdlab.data.prompts import EMBEDDED
 from kdlab.errors import ConfigError, DataError
 from kdlab.graph import Graph, Stage
 from kdlab.pins import Pins
@@ -245,7 +246,7 @@ of_base = cache(fingerprints)
 def test_what_changes_which_stages(base: str, changes: str, labels: list[str]) -> None:
     keys = {word.partition("=")[0] for word in shlex.split(changes)}
     kept = [word for word in shlex.split(base) if word.partition("=")[0] not in keys]
-    before, after = of_base(shlex.join(kept)), fingerprints(shlex.join([*kept, *shlex.split(changes)]))
+    before, after = of_base(base), fingerprints(shlex.join([*kept, *shlex.split(changes)]))
     assert set(before) == set(after)
     assert {label for label in before if before[label] != after[label]} == set(labels)
 
@@ -290,7 +291,8 @@ def test_of_recorded_completions_the_content_counts(tmp_path: Path) -> None:
 def test_of_exemplars_the_content_counts(tmp_path: Path) -> None:
     line = f"method=fs_cot {prompted(model(tmp_path / 'm'))} task=demo/coin_flip"
     own = stage(line, "answers")
-    assert own.values["exemplars"] == {"key": "coin_flip"}
+    assert own.values["exemplars"] == {"key": "coin_flip", "content": checksum(EMBEDDED)}
+    assert "exemplars" not in own.places, "they come with the package"
     file = tmp_path / "exemplars.json"
     file.write_text("{}")
     given = stage(f"{line} method.prompt.exemplars={file}", "answers")

@@ -25,7 +25,7 @@ TRAINABLE = ("ft_token", "ft_cot_token", "ft_cot_natural")
 TRIGGER = "Therefore, the answer is"
 
 _STEPS = "Let's think step by step."
-_EMBEDDED = Path(__file__).parent / "demo" / "exemplars.json"
+EMBEDDED = Path(__file__).parent / "demo" / "exemplars.json"  # kdlab's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ def read_exemplars(path: Path | str | None, key: str) -> list[str]:
     path: a file in the official layout, {key: {"prompt": "Q: ...\\nA: ...\\nQ: ..."}}; None: kdlab's own, for the
     embedded tasks. Raises DataError for a file that can't be read and for a key that it lacks.
     """
-    file = _EMBEDDED if path is None else Path(path).expanduser()
+    file = EMBEDDED if path is None else Path(path).expanduser()
     own = "Give a file in the layout of reasoning-teacher's few_shot_cot_prompts.json as method.prompt.exemplars."
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

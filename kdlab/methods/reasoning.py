@@ -45,6 +45,7 @@ from typing import Any
 
 from kdlab.config import Reasoning, Run, Task
 from kdlab.data.archive import dataset_file
+from kdlab.data.prompts import EMBEDDED
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph, Stage, Work
 from kdlab.methods.distillation import FIT_FIELDS, processor
@@ -256,7 +257,8 @@ class _Builder:
         """
         key = task_key(self.run.task)
         if file is None:
-            return {"exemplars": {"key": key}}, {}
+            own = self.pins.local(str(EMBEDDED), where=f"{section}.exemplars")
+            return {"exemplars": {**own.values, "key": key}}, {}
         pinned = self.pins.local(file, where=f"{section}.exemplars")
         assert pinned.place is not None
         return {"exemplars": {**pinned.values, "key": key}}, {"exemplars": pinned.place}
@@ -373,7 +375,7 @@ class _Builder:
         shots = method.prompt.template == "fs_cot"
         more, places = self.exemplars(method.prompt.exemplars, "method.prompt") if shots else ({}, {})
         inputs = {"questions": questions} | ({} if student is None else {"student": student})
-        values = {"style": self.style, "answering": self.answering(), **more}
+        values = {"task_key": task_key(run.task), "style": self.style, "answering": self.answering(), **more}
         if self.remote:
             values |= {"endpoint": endpoint_name(run.model.base_url), "api": run.model.api}
             values["model"] = run.model.student.id if student is None else None

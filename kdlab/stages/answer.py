@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlab.artifacts import write_json
 from kdlab.context import Context
-from kdlab.data.prompts import Style, is_exemplar, read_exemplars
+from kdlab.data.prompts import Style, read_exemplars
 from kdlab.engine import device
 from kdlab.engine.progress import duration
 from kdlab.errors import DataError
 from kdlab.models.generator import generate
-from kdlab.stages.completions import Row, read_rows, record, write_records
+from kdlab.stages.completions import Row, asked_rows, record, write_records
 from kdlab.stages.generation import KERNEL, Answered, answer_questions, named_generator, saved_generator
 
 CHUNK_BATCHES = 4  # batches whose answers are written down together, so that a killed stage goes on from there
@@ -34,6 +34,7 @@ def answer(
     questions: Path,
     student: Path | None = None,
     model: Mapping[str, Any] | None = None,
+    task_key: str,
     style: Mapping[str, Any],
     answering: Mapping[str, Any],
     exemplars: Mapping[str, Any] | None = None,
@@ -45,7 +46,7 @@ def answer(
     tokens_per_second of what was generated.
     """
     shots = read_exemplars(exemplars.get("path"), exemplars["key"]) if exemplars else []
-    rows = asked(ctx, read_rows(questions, "test"), shots, overlap=answering["overlap"])
+    rows = asked_rows(ctx, questions, shots, overlap=answering["overlap"])
     loaded, tokenizer = _open(ctx, student, model)
     shape = Style(**style)
     done = _Kept(ctx.work / "answers.jsonl")
@@ -79,7 +80,7 @@ def answer(
     records = {number: [one] for number, one in done.records.items()}
     template = shape.template
     write_records(
-        ctx.out / "answers.json", records, model=name, task_key="", completion_key=template, template=template
+        ctx.out / "answers.json", records, model=name, task_key=task_key, completion_key=template, template=template
     )
     ctx.facts["rows"] = {"test": len(rows)}
     ctx.facts["answers"] = {
@@ -87,15 +88,6 @@ def answer(
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 3),
     }
-
-
-def asked(ctx: Context, rows: list[Row], exemplars: Sequence[str], *, overlap: str) -> list[Row]:
-    """The test questions without those that are exemplars, unless overlap is "keep"; a warning counts them."""
-    both = {row["id"] for row in rows if is_exemplar(row["question"], exemplars)}
-    if both:
-        what = "left out" if overlap == "exclude" else "asked all the same"
-        ctx.warn(f"{len(both)} of {len(rows)} test questions are exemplars of the prompt: {what}")
-    return [row for row in rows if overlap == "keep" or row["id"] not in both]
 
 
 def _open(

@@ -6,11 +6,13 @@ A folder of completions that kdlab wrote can be read back with `rationales=recor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlab.context import Context
 from kdlab.data.answers import Form
+from kdlab.data.prompts import is_exemplar
 
 Row = dict[str, Any]  # id, question, answer; of embedded tasks facts
 Records = dict[int, list[Row]]  # by the question's id, in the order of completion_index
@@ -23,6 +25,16 @@ def read_rows(folder: Path, name: str) -> list[Row]:
         return []
     with open(file, encoding="utf-8") as lines:  # `str.splitlines` would also split at U+2028 inside of a text
         return [json.loads(line) for line in lines]
+
+
+def asked_rows(ctx: Context, questions: Path, exemplars: Sequence[str], *, overlap: str) -> list[Row]:
+    """The test questions without those that are exemplars, unless overlap is "keep"; a warning counts them."""
+    rows = read_rows(questions, "test")
+    both = {row["id"] for row in rows if is_exemplar(row["question"], exemplars)}
+    if both:
+        what = "left out" if overlap == "exclude" else "asked all the same"
+        ctx.warn(f"{len(both)} of {len(rows)} test questions are exemplars of the prompt: {what}")
+    return [row for row in rows if overlap == "keep" or row["id"] not in both]
 
 
 def read_form(folder: Path) -> Form:

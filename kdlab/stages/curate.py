@@ -14,6 +14,7 @@ from typing import Any
 from kdlab.artifacts import write_json
 from kdlab.context import Context
 from kdlab.data.answers import constant, judge
+from kdlab.data.prompts import Style, answer_prefix
 from kdlab.errors import TrainingError
 from kdlab.stages.completions import Row, read_form, read_records, read_rows, template_of, write_rows
 
@@ -42,7 +43,7 @@ def curate(ctx: Context, *, rationales: Path, questions: Path, curation: Mapping
     rows = {row["id"]: row for row in read_rows(questions, "train")}
     file = rationales / "completions.json"
     records, template = read_records(file), template_of(file)
-    form = read_form(questions)
+    form, end = read_form(questions), answer_prefix(Style(template=template))
     kept: list[Row] = []
     dropped: list[Row] = []
     predictions: list[Any] = []
@@ -61,7 +62,7 @@ def curate(ctx: Context, *, rationales: Path, questions: Path, curation: Mapping
             )
             predictions.append(found.prediction)
             right += found.correct
-            rationale = str(record.get("reasoning_completion") or "").strip()
+            rationale = _rationale(record, end)
             why = _why(record, found.prediction, found.correct, rationale, seen, taken, curation)
             place = {"id": number, "completion_index": record["completion_index"]}
             if why is not None:
@@ -96,6 +97,14 @@ def curate(ctx: Context, *, rationales: Path, questions: Path, curation: Mapping
     ctx.facts.update({**report, "rows": {"train": len(kept)}})
     lost = ", ".join(f"{count} {why}" for why, count in report["dropped"].items())
     ctx.note(f"      kept {len(kept)} of {len(predictions)} rationales" + (f"; dropped: {lost}" if lost else ""))
+
+
+def _rationale(record: Mapping[str, Any], end: str | None) -> str:
+    """What was written before the answer; where one text holds both (few-shot), what stands before `end`."""
+    written = record.get("reasoning_completion")
+    if written is None and end is not None:
+        written = record["completion"].partition(end)[0]
+    return (written or "").strip()
 
 
 def _why(

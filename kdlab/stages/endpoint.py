@@ -20,7 +20,7 @@ from kdlab.errors import DataError
 from kdlab.rationales.completion import Completion, Request, address
 from kdlab.rationales.prices import CHARACTERS_PER_TOKEN, tokens_at_most
 from kdlab.rationales.tuning import Size, Tuner, training_cost
-from kdlab.stages.completions import Records, Row, read_rows, record, write_records
+from kdlab.stages.completions import Records, Row, asked_rows, read_rows, record, write_records
 
 if TYPE_CHECKING:
     from kdlab.stages.asking import Asker
@@ -101,6 +101,7 @@ def answer_endpoint(
     model: str | None = None,
     endpoint: str,
     api: str,
+    task_key: str,
     style: Mapping[str, Any],
     answering: Mapping[str, Any],
     exemplars: Mapping[str, Any] | None = None,
@@ -108,17 +109,17 @@ def answer_endpoint(
     """Write `answers.json`: one completion of each test question at temperature 0, in CompletionDataset's layout.
 
     student: what `finetune_endpoint` left; model: one that is asked as it is. answering: max_tokens; of fs_cot also
-    max_prompt and too_long; a prompt of one request has no padding to mask. exemplars: of fs_cot, {"key"} and, unless
-    they are kdlab's own, {"path"}. Facts: rows, requests, prompt_tokens, completion_tokens and usd as of `rationalise`;
-    answers: tokens, seconds, and tokens_per_second (None if some came from the journal).
+    max_prompt, too_long and overlap; a prompt of one request has no padding to mask. exemplars: of fs_cot, {"key"} and,
+    unless they are kdlab's own, {"path"}. Facts: rows, requests, prompt_tokens, completion_tokens and usd as of
+    `rationalise`; answers: tokens, seconds, and tokens_per_second (None if some came from the journal).
     """
     from kdlab.stages.asking import asking
 
-    rows = read_rows(questions, "test")
     name = model if student is None else json.loads((student / "model.json").read_text(encoding="utf-8"))["model"]
     assert name is not None, "a student or a model"
     shape = Style(**style)
     shots = read_exemplars(exemplars.get("path"), exemplars["key"]) if exemplars else []
+    rows = asked_rows(ctx, questions, shots, overlap=answering["overlap"])
     writer = {"endpoint": endpoint, "model": name, "api": api}
     stop = [] if shape.stop is None else [shape.stop]
     started = time.monotonic()
@@ -130,7 +131,7 @@ def answer_endpoint(
     seconds = time.monotonic() - started
     template = shape.template
     write_records(
-        ctx.out / "answers.json", records, model=name, task_key="", completion_key=template, template=template
+        ctx.out / "answers.json", records, model=name, task_key=task_key, completion_key=template, template=template
     )
     tokens = ctx.facts["completion_tokens"]
     ctx.facts["rows"] = {"test": len(rows)}
