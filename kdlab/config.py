@@ -201,7 +201,7 @@ class Model:
     # words: one token per word of the training texts; pieces: byte-level BPE learned on them, digits apart (decoder)
     vocabulary: int = 512  # tokenizer=pieces: at most so many tokens
     base_url: str | None = None  # kind=endpoint: None: what OPENAI_BASE_URL says, else OpenAI's own
-    api: str = choice("completions", "completions", "chat")  # kind=endpoint
+    api: str = choice("auto", "auto", "completions", "chat")  # kind=endpoint; auto: as rationales.api
     epochs: int | None = None  # kind=endpoint: of its fine-tuning; None: as the endpoint chooses, as in the paper
     price: Price = field(default_factory=Price)  # kind=endpoint: of the student, fine-tuned if it is
 
@@ -408,7 +408,8 @@ class Rationales:
     path: str | None = None  # recorded: the folder that holds completion_data, or a file
     key: str | None = None  # recorded: the completion_key, "zs_cot", "zs_cot_t70_8aug"
     base_url: str | None = None  # openai: None: what OPENAI_BASE_URL says, else OpenAI's own
-    api: str = choice("completions", "completions", "chat")
+    api: str = choice("auto", "auto", "completions", "chat")
+    # openai; auto: completions, but chat for those models of OpenAI's own that only chat
     prompt: str = choice("zs_cot", "zs_cot", "fs_cot")  # openai, local: two steps, or with exemplars
     exemplars: str | None = None  # fs_cot: as method.prompt.exemplars
     max_tokens: int = 128  # of each of the two steps

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import kdlab
 from kdlab.artifacts import files_below
@@ -22,6 +23,7 @@ State = Literal["ok", "warn", "problem"]
 
 HUB_SECONDS = 3.0
 FEW_BYTES, TOO_FEW_BYTES = 5 * 10**9, 5 * 10**8  # two models of 110M parameters with checkpoints: 3 GB
+NO_ADDRESS = "is no web address: it must start with http:// or https://"
 OFFLINE_FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
@@ -49,6 +51,7 @@ def diagnose(
         *_torch(),
         *_libraries(),
         _hub(run_offline),
+        _endpoint(),
         _wandb(tracking or Tracking(name="wandb")),
         _outputs(outputs),
         _store(store),
@@ -210,6 +213,28 @@ def _hub(run_offline: bool) -> Check:
         fix = "check the network and its proxy, or set HF_ENDPOINT to a mirror; what is cached or local works"
         return Check("hub", "warn", detail, fix)
     return Check("hub", "ok", f"{endpoint} answers; {token}")
+
+
+def _endpoint() -> Check:
+    """What rationales=openai and students behind an endpoint would use; few runs need it."""
+    key = f"OPENAI_API_KEY is {'set' if os.environ.get('OPENAI_API_KEY') else 'not set'}"
+    url = os.environ.get("OPENAI_BASE_URL")
+    if not url:
+        return Check("endpoint", "ok", f"{key}; OPENAI_BASE_URL is not set: OpenAI's own address")
+    return Check("endpoint", "ok", f"{key}; OPENAI_BASE_URL {_redacted(url)}")
+
+
+def _redacted(url: str) -> str:
+    """Where it points, without user, password and query; of what is no web address nothing."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return NO_ADDRESS
+    if not host or parts.scheme not in ("http", "https"):
+        return NO_ADDRESS
+    host = f"[{host}]" if ":" in host else host
+    return f"points to {parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
 
 
 def _wandb(tracking: Tracking) -> Check:

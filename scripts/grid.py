@@ -78,6 +78,7 @@ def run(experiment: str, minutes: float, processes: int, overrides: list[str]) -
                 running[task] = subprocess.Popen(
                     command(experiment, task, processes, overrides), stdout=log, stderr=subprocess.STDOUT
                 )
+            print(f"started {task}, see {log.name}", flush=True)
         time.sleep(1)
         running = {task: process for task, process in running.items() if process.poll() is None}
     for process in running.values():

@@ -131,6 +131,29 @@ def test_exemplars_stand_before_the_question(asked: Path, student: Path, tmp_pat
         assert all(prompt.endswith(f"Q: Is question {100 + n} easy?\nA:") for n, prompt in enumerate(prompts))
 
 
+def test_prompts_that_are_cut_are_told_once_also_after_a_kill(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions 1 and 5, in two chunks of four, are longer than all the others."""
+    texts = ["Is it?", "Is it? " * 9] + ["Is it?"] * 3 + ["Is it? " * 9]
+    asked = questions(
+        tmp_path / "questions", test=[{"id": n, "question": t, "answer": "yes"} for n, t in enumerate(texts)]
+    )
+    with monkeypatch.context() as patch:
+        killed_after(1, patch)
+        with pytest.raises(Killed):
+            answered(tmp_path, asked, student=student, answering={**ANSWERING, "max_prompt": 20})
+    ctx = answered(tmp_path, asked, student=student, answering={**ANSWERING, "max_prompt": 20})
+    assert ctx.warned == ["2 of 6 prompts have more than 20 tokens and are cut (method.prompt.max_prompt)"]
+    records = [record for (record,) in read(ctx.out / "answers.json")["data"].values()]
+    assert not any("cut" in record for record in records)
+    tokenizer = stage.saved_generator(student / "model", attention="sdpa")[1]
+    for record, text in zip(records, texts, strict=True):
+        whole = f"{text.strip()} ###"
+        assert whole.startswith(record["prompt"]) and record["question"] == text
+        assert len(tokenizer(record["prompt"])["input_ids"]) == min(20, len(tokenizer(whole)["input_ids"]))
+
+
 def prompted(folder: Path, student: Path, exemplars: str) -> dict[str, Any]:
     """How a model is asked as it is, with exemplars of a file."""
     (folder / "exemplars.json").write_text(json.dumps({"easy": {"prompt": exemplars}}))

@@ -16,6 +16,7 @@ FLOAT = Form(kind="number", compare="number")
 CHOICE = Form(kind="choice", choices="ABCDE")
 YES_NO = Form(kind="yes_no")
 TEXT = Form(kind="text")
+TOWN = Form(kind="text", cleanse=True)
 
 
 def read(text: str, form: Form, template: str = "ft_cot_token", parser: str = "strict") -> str | None:
@@ -139,11 +140,23 @@ def test_a_gold_answer_that_is_no_number(answer: str) -> None:
         ("maybe", YES_NO, False, False),
         ("nk", TEXT, True, True),
         ("new york", TEXT, False, True),  # the official parser takes out blanks
+        ("new york", TOWN, True, True),
+        ("...", TOWN, False, False),
     ],
 )
 def test_whether_an_answer_can_be_given(answer: str, form: Form, official: bool, strict: bool) -> None:
     assert can_be_right(answer, form) is official
     assert can_be_right(answer, form, parser="strict") is strict
+
+
+def test_cleansed_text_answers() -> None:
+    for answer in ("New York", "St. Louis", '"O\'Hare"', "nk"):
+        for text in (f" {answer}.", f' "{answer}"'):
+            judged = judge(text, answer, template="ft_token", form=TOWN)
+            assert judged.correct and judged.contains_answer, (answer, text)
+    assert (gold(" St. 'Louis'\n", TOWN), gold("St. Louis", TEXT)) == ("StLouis", "St. Louis")
+    assert not judge("new york", "New York", template="ft_token", form=TOWN).correct
+    assert not judge("", "...", template="ft_token", form=TOWN).correct
 
 
 def test_choices_need_letters() -> None:
@@ -393,9 +406,12 @@ def test_bootstrap_agrees_with_drawing_questions() -> None:
 
 
 def test_bootstrap_edges() -> None:
-    assert bootstrap([True] * 7, seed=0) == (1.0, 1.0)
-    assert bootstrap([False] * 7, seed=0) == (0.0, 0.0)
-    assert bootstrap([True], seed=0) == (1.0, 1.0)
+    """Wilson at p = 1: n / (n + z^2) to 1, at p = 0 the mirror of it; the seed has no part in it."""
+    z = 1.959964
+    assert bootstrap([True] * 7, seed=0) == pytest.approx((7 / (7 + z * z), 1.0), abs=1e-6)
+    assert bootstrap([False] * 7, seed=0) == pytest.approx((0.0, z * z / (7 + z * z)), abs=1e-6)
+    assert bootstrap([True], seed=0, level=0.8) == pytest.approx((1 / (1 + 1.281552**2), 1.0), abs=1e-6)
+    assert bootstrap([True] * 7, seed=1) == bootstrap([True] * 7, seed=0)
     with pytest.raises(DataError, match="no answers to score"):
         bootstrap([], seed=0)
 

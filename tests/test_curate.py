@@ -10,7 +10,7 @@ import pytest
 
 from cot import NUMBER, YES_NO, completion, completions, context, question, questions
 from kdlab.config import Curation
-from kdlab.errors import TrainingError
+from kdlab.errors import DataError, TrainingError
 from kdlab.stages.completions import Row, read_rows
 from kdlab.stages.curate import REASONS, curate
 from lab import read
@@ -212,3 +212,9 @@ def test_a_teacher_that_never_answers_is_one_too(tmp_path: Path) -> None:
 def test_one_right_answer_to_all_is_no_constant(tmp_path: Path) -> None:
     rows = [question(n) for n in range(4)]
     assert curated(tmp_path, [completion(row, " yes") for row in rows], rows, on_constant="stop").warned == []
+
+
+def test_completions_without_rationales_are_told_from_bad_ones(tmp_path: Path) -> None:
+    bare = {key: value for key, value in completion(ONE, " yes").items() if not key.startswith("reasoning")}
+    with pytest.raises(DataError, match="hold answers and no rationales"):
+        curated(tmp_path, [bare], template="zs")

@@ -56,7 +56,7 @@ def test_everything_is_looked_at_and_nothing_is_left_behind(folders: dict[str, P
     checks = diagnose(run_offline=True, **folders)
     names = [check.name for check in checks]
     assert names[:6] == ["python", "kdlab", "torch", "device", "cpu", "bf16"]
-    assert names[-5:] == ["hub", "wandb", "outputs", "store", "locks"]
+    assert names[-6:] == ["hub", "endpoint", "wandb", "outputs", "store", "locks"]
     assert all(check.fix for check in checks if check.state != "ok")
     assert list(tmp_path.iterdir()) == []
 
@@ -151,6 +151,42 @@ def test_a_library_out_of_range_is_a_problem_with_its_fix(monkeypatch: pytest.Mo
     fine, wrong = doctor._libraries()
     assert fine.detail.startswith("filelock")
     assert (wrong.state, wrong.fix) == ("problem", "pip install 'rich<1'")
+
+
+def test_the_libraries_of_endpoints_and_lora_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    names = ("openai", "tenacity", "peft")
+    wanted = [
+        line.strip(' ",') for line in text.splitlines() if line.startswith(tuple(f'    "{name}' for name in names))
+    ]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: wanted)
+    (check,) = doctor._libraries()
+    assert sorted(check.detail.split(", ")) == sorted(f"{name} {metadata.version(name)}" for name in names)
+
+
+def test_the_key_of_endpoints_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    none = doctor._endpoint()
+    assert (none.state, none.detail) == (
+        "ok",
+        "OPENAI_API_KEY is not set; OPENAI_BASE_URL is not set: OpenAI's own address",
+    )
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-verysecret")
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://me:verysecret@Host:81/v1?key=verysecret#verysecret")
+    assert doctor._endpoint() == Check(
+        "endpoint", "ok", "OPENAI_API_KEY is set; OPENAI_BASE_URL points to https://host:81/v1"
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["me:verysecret@host/v1", "http://me:verysecret@host:verysecret/v1", "http://[verysecret/"]
+)
+def test_an_address_that_is_none_is_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    check = doctor._endpoint()
+    assert check.state == "ok" and check.detail.endswith(f"OPENAI_BASE_URL {doctor.NO_ADDRESS}")
+    assert "verysecret" not in repr(check)
 
 
 def test_torch_that_can_not_be_imported_is_one_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +283,7 @@ def task(tmp_path: Path) -> Path:
 
 def trained(task: Path, out: str, **changes: Any) -> dict[str, Any]:
     """Run the stage; what it left."""
-    context = toy.context(task / out)
+    context = toy.context(task / out, warn=changes.pop("warn", lambda _: None))
     model = {name: value for name, value in writers.CONFIGS["llama"].items() if name != "initializer_range"}
     schedule = config.Fit(epochs=30, lr=0.01, batch_size=4, warmup=0.0, schedule="constant", eval_steps=30)
     values: dict[str, Any] = {
@@ -322,6 +322,22 @@ def test_a_student_learns_its_task(task: Path) -> None:
     assert [one.completion.text for one in answers] == [" ll", " aa", " bb"]
     assert {one.completion.finish_reason for one in answers} == {"stop"} and answers[0].prompt == "l ###"
     assert answers[0].completion.tokens == len(again.tokenize(" ll")) + 1 and answers[0].reasoning is None
+
+
+def test_cut_questions_of_the_selection_are_told_once(task: Path) -> None:
+    told: list[str] = []
+    found = trained(
+        task,
+        "student",
+        questions=task / "rows",
+        select_on="heldout",
+        max_steps=4,
+        fit={**asdict(config.Fit(epochs=2, lr=0.01, batch_size=4)), "eval_steps": 2},
+        answering={**ANSWERING, "max_prompt": 1},
+        warn=told.append,
+    )
+    assert len(found["history"]["evaluations"]) > 1
+    assert told == [f"{COUNT} of {COUNT} prompts have more than 1 tokens and are cut (method.prompt.max_prompt)"]
 
 
 def test_adapters_learn_too_and_are_merged(task: Path) -> None:
@@ -426,13 +442,41 @@ def test_few_shot_prompts_drop_exemplars_that_do_not_fit(gpt2: tuple[PreTrainedM
     (found,) = ask(gpt2, style, ["Who?"], exemplars=exemplars, max_prompt=length - 1)
     assert found.prompt == prompt("Who?", style, exemplars=exemplars[1:])
     (found,) = ask(gpt2, style, ["Who?"], exemplars=exemplars, max_prompt=length - 1, too_long="right")
-    assert found.prompt == whole[:-1]
+    assert found.prompt == whole[:-1] and found.cut
+    (found,) = ask(gpt2, style, ["Who?"], exemplars=exemplars, max_prompt=length, too_long="right")
+    assert found.prompt == whole and not found.cut
+
+
+def test_a_few_shot_question_is_never_cut(gpt2: tuple[PreTrainedModel, Any]) -> None:
+    style, question = Style(template="fs_cot"), "Who is it? " * 4 + "Who?"
+    (found,) = ask(gpt2, style, [question], exemplars=["Q: x\nA: The answer is x."], max_prompt=12)
+    assert found.prompt == f"Q: {question}\nA:" and not found.cut
+    assert found.completion == generate(*gpt2, [gpt2[1](found.prompt)["input_ids"]], max_tokens=5)[0]
 
 
 def test_prompts_that_are_too_long_are_cut_as_in_training(gpt2: tuple[PreTrainedModel, Any]) -> None:
     style = Style(template="ft_token")
-    (found,) = ask(gpt2, style, ["123456789"], max_prompt=4)
+    found, short = ask(gpt2, style, ["123456789", ""], max_prompt=4)
+    assert (found.prompt, found.cut, short.prompt, short.cut) == ("1234", True, " ###", False)
     assert found.completion == generate(*gpt2, [gpt2[1]("1234")["input_ids"]], max_tokens=5)[0]
     (stopped,) = ask(gpt2, Style(template="ft_token", stop=found.completion.text[1]), ["123456789"], max_prompt=4)
     assert stopped.completion.text == found.completion.text[:1].replace(found.completion.text[1], "")
     assert stopped.completion.finish_reason == "stop"
+
+
+def test_the_second_step_holds_what_the_first_one_asked(gpt2: tuple[PreTrainedModel, Any]) -> None:
+    style = Style(template="zs_cot")
+    (found,) = ask(gpt2, style, ["123456789"], max_prompt=8)
+    first = gpt2[1].decode(gpt2[1](prompt("123456789", style, step=1))["input_ids"][:8])
+    assert found.reasoning_prompt == first and found.cut
+    assert found.reasoning == generate(*gpt2, [gpt2[1](first)["input_ids"]], max_tokens=5)[0]
+    assert found.prompt == prompt("", style, step=2, reasoning_prompt=first, rationale=found.reasoning.text)
+    assert found.completion == generate(*gpt2, [gpt2[1](found.prompt)["input_ids"]], max_tokens=5)[0]
+
+
+def test_a_cut_prompt_of_an_encoder_decoder_is_shown_without_its_end_of_text() -> None:
+    model, tokenizer = writers.writer("t5"), writers.words(eos=True)
+    style = Style(template="ft_token", model_type="encoder_decoder")
+    rows = [{"question": "w0 w1 w2 w3"}, {"question": "w4 w5"}]
+    found = answer_questions(model, tokenizer, rows, style, max_tokens=3, max_prompt=3, batch_size=2)
+    assert [(one.prompt, one.cut) for one in found] == [("w0 w1", True), ("w4 w5", False)]

@@ -9,7 +9,7 @@ import pytest
 
 from kdlab import config
 from kdlab.errors import BudgetError, ConfigError
-from kdlab.rationales.completion import Completion, Request, endpoint_name, resolve_url
+from kdlab.rationales.completion import Completion, Request, endpoint_name, resolve_api, resolve_url
 from kdlab.rationales.prices import (
     Estimate,
     Ledger,
@@ -17,6 +17,7 @@ from kdlab.rationales.prices import (
     cost,
     dollars,
     estimate,
+    excess,
     price,
     shown,
     table,
@@ -75,6 +76,30 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert endpoint_name("http://[::1]:8000/v1") == "http://[::1]:8000/v1"
 
 
+@pytest.mark.parametrize(
+    ("model", "api"),
+    [
+        ("gpt-4o-mini", "chat"),
+        ("gpt-3.5-turbo", "chat"),
+        ("ft:gpt-4o-mini-2024-07-18:me::1", "chat"),
+        ("davinci-002", "completions"),
+        ("babbage-002", "completions"),
+        ("gpt-3.5-turbo-instruct", "completions"),
+        ("ft:babbage-002:me::1", "completions"),
+        ("ft:davinci-002", "completions"),
+    ],
+)
+def test_models_that_only_chat(model: str, api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (None, "https://API.openai.com/v1/", "https://eu.api.openai.com/v1"):
+        assert resolve_api("auto", model, url) == api
+    for url in ("http://127.0.0.1:8000/v1", "https://api.openai.com.evil.example/v1", "https://notapi.openai.com/v1"):
+        assert resolve_api("auto", model, url) == "completions"
+    for given in ("completions", "chat"):
+        assert resolve_api(given, model, None) == given
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
+    assert resolve_api("auto", model, None) == "completions"
+
+
 # costs and estimates
 
 
@@ -107,6 +132,16 @@ def test_estimate_in_one_line() -> None:
     assert shown(free).startswith("1 requests, ~2 tokens in, at most 3 out, price unknown (rationales.price")
     assert "price unknown (model.price.input and .output" in shown(free, "model")
     assert "rationales.price)" in shown(estimate(1, 4, 1, 1, 1, MINI_OWN))
+
+
+def test_an_estimate_above_the_budget_says_so() -> None:
+    assert excess(config.Budget(), 10**9, 10**9) == ""
+    assert excess(config.Budget(usd=0.5, tokens=10), 10, 0.5) == ""
+    assert excess(config.Budget(usd=0.01), 10, 0.0101) == "; more than budget.usd=0.01, it will stop there"
+    assert excess(config.Budget(tokens=10), 11, None) == "; more than budget.tokens=10, it will stop there"
+    assert excess(config.Budget(usd=1, tokens=10), 11, 2.0).startswith(
+        "; more than budget.usd=1 and budget.tokens=10, "
+    )
 
 
 MINI_OWN = Price(input=1.0, output=1.0, source="rationales.price")

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from kdlab import compose as composition
 from kdlab.context import Context
+from kdlab.data.answers import Form, judge
 from kdlab.data.archive import dataset_file
 from kdlab.data.questions import DEMOS, Questions, read_questions
 from kdlab.errors import DataError
@@ -514,6 +515,14 @@ def test_answers_are_counted_as_they_are_compared(run: Callable[..., Prepared], 
     )
     _, facts = run(yes, answer="yes_no", partition=last)
     assert (facts["majority_answer"], facts["majority"]) == ("yes", {"test": {"accuracy": 1.0}})
+    towns = ["St. Louis", "St Louis", "Rome", "St. Louis."]
+    file = lines(tmp_path / "town.jsonl", *({"question": f"{n}?", "answer": a} for n, a in enumerate(towns)))
+    splits, facts = run(file, answer="text", partition=last)
+    assert facts["majority"] == {"test": {"accuracy": 1.0}}
+    assert facts["chance"]["test"]["accuracy"] == pytest.approx(2 / 3)
+    assert facts["answer"] == {"kind": "text", "choices": None, "compare": "string", "cleanse": True}
+    assert judge(" St Louis", "St. Louis", template="ft_token", form=Form(**facts["answer"])).correct
+    assert splits["test"][0]["answer"] == "St. Louis."  # what the student learns is not cleansed
 
 
 def test_few_are_drawn_first_then_some_are_held_out_and_the_test_never_changes(

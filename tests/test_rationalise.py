@@ -65,7 +65,8 @@ def test_rules_write_in_the_official_layout(coins: Path, tmp_path: Path) -> None
         for one in found[row["id"]]:
             assert (one["question"], one["answer"]) == (row["question"], row["answer"])
             assert one["completion"] == f" {row['answer']}."
-    assert ctx.facts == {"rows": {"test": 2, "train": 6}, "rationales": 24}
+    teacher = {"model": "rules", "key": "zs_cot", "template": "zs_cot"}
+    assert ctx.facts == {"rows": {"test": 2, "train": 6}, "teacher": teacher, "rationales": 24}
 
 
 def test_more_samples_and_questions_change_no_rationale(coins: Path, tmp_path: Path) -> None:
@@ -107,6 +108,12 @@ def test_what_kdlab_wrote_can_be_read_back(coins: Path, tmp_path: Path) -> None:
     assert read(again.out / "completions.json")["metadata"] == read(first.out / "completions.json")["metadata"]
 
 
+def test_one_rationale_of_each_question_is_not_diverse(coins: Path, tmp_path: Path) -> None:
+    first = written(tmp_path, coins, {"kind": "rules", "error_rate": 0.0})
+    with pytest.raises(DataError, match="8 rationales of each question are wanted, and no question has more than one"):
+        written(tmp_path, coins, recorded(first.out / "completions.json"), samples=8, stage="again")
+
+
 def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     rows = [question(number) for number in range(4)]
     asked = questions(tmp_path / "questions", train=rows)
@@ -115,10 +122,11 @@ def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
     ctx = written(tmp_path, asked, recorded(folder / "completions.json"), samples=2)
     assert {number: len(found) for number, found in records(ctx).items()} == {0: 2, 1: 0, 2: 1, 3: 0}
     assert ctx.warned == [
-        "2 of 4 questions have no recorded completion",
+        "2 of 4 train questions have no recorded completion",
         "1 question has fewer than 2 recorded completions",
     ]
-    assert ctx.facts == {"rows": {"train": 4}, "rationales": 3}
+    teacher = {"model": "teacher", "key": "zs_cot", "template": "fs_cot"}
+    assert ctx.facts == {"rows": {"train": 4}, "teacher": teacher, "rationales": 3}
     metadata = read(ctx.out / "completions.json")["metadata"]
     assert (metadata["base_model"], metadata["prediction_template"]) == ("teacher", "fs_cot")
 
@@ -206,6 +214,7 @@ def test_an_endpoint_is_asked_in_two_steps(server: Server, asked: Path, tmp_path
     tokens = [usage_of(text) for text in server.delivered.elements()]
     assert ctx.facts == {
         "rows": {"test": 1, "train": 3},
+        "teacher": {"model": "teacher", "key": "zs_cot", "template": "zs_cot"},
         "rationales": 4,
         "requests": 8,
         "prompt_tokens": sum(prompt for prompt, _ in tokens),

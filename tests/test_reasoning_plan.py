@@ -21,6 +21,7 @@ from kdlab.graph import Graph, Stage
 from kdlab.pins import Pins
 from lab import Lab
 
+BASE = f"method=ft_cot {WORDS}"
 ASKED = "rationales=openai rationales.model=gpt-4o-mini"
 REMOTE = "model=openai_babbage"
 LLAMA = {
@@ -152,6 +153,70 @@ def test_a_student_behind_an_endpoint() -> None:
     assert {one.label: one for one in alone}["answers"].values["style"]["stop"] is None
 
 
+def test_the_api_is_settled_in_the_plan() -> None:
+    def writer(line: str) -> str:
+        return str(stage(f"{BASE} {line}", "rationales").values["writer"]["api"])
+
+    assert writer(ASKED) == "chat"
+    assert writer(f"{ASKED} rationales.api=completions") == "completions"
+    assert writer("rationales=openai rationales.model=davinci-002") == "completions"
+    assert writer(f"{ASKED} rationales.base_url=http://127.0.0.1:1/v1") == "completions"
+    found = {one.label: one for one in planned(f"method=ft_cot {DATA} {REMOTE} model.api=auto")}
+    assert (found["student"].values["api"], found["answers"].values["api"]) == ("completions", "completions")
+    line = f"method=ft_cot {DATA} {REMOTE} model.api=auto model.student.id=gpt-4o-mini-2024-07-18"
+    found = {one.label: one for one in planned(line)}
+    assert (found["student"].values["api"], found["answers"].values["api"]) == ("chat", "chat")
+
+
+def refused(line: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        planned(line)
+    return caught.value.problems
+
+
+BOTH = "model.price.input and model.price.output"
+MORE = "(US dollars per million tokens), or limit budget.tokens instead"
+UNPRICED: list[tuple[str, list[tuple[str, str]]]] = [
+    # command line, what costs an unknown price and the keys that give it
+    (
+        f"{BASE} rationales=openai rationales.model=mine",
+        [("answers of mine cost", "rationales.price.input and rationales.price.output")],
+    ),
+    (f"method=zs {DATA} {REMOTE} model.base_url=http://127.0.0.1:1/v1", [("answers of babbage-002 cost", BOTH)]),
+    (
+        f"method=ft_cot {DATA} {REMOTE} model.price.input=1 model.price.output=1",
+        [("training babbage-002 costs", "model.price.training")],
+    ),
+    (f"method=ft_cot {DATA} {REMOTE} model.price.training=1", [("answers of ft:babbage-002 cost", BOTH)]),
+    (
+        f"method=ft_cot {DATA} {REMOTE} {ASKED}",  # whose rationales would have been paid for before
+        [("answers of ft:babbage-002 cost", BOTH), ("training babbage-002 costs", "model.price.training")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "missing"), UNPRICED, ids=[line for line, _ in UNPRICED])
+def test_a_budget_in_dollars_needs_all_prices_before_anything_is_sent(
+    line: str, missing: list[tuple[str, str]]
+) -> None:
+    assert refused(f"{line} budget.usd=2") == [
+        f"budget.usd=2: nothing is known of what {what}; set {keys} {MORE}" for what, keys in missing
+    ]
+    planned(line)
+    planned(f"{line} budget.tokens=1000")
+
+
+def test_prices_that_are_known_are_no_problem() -> None:
+    planned(f"{BASE} {ASKED} budget.usd=2")
+    planned(f"method=ft_cot {DATA} {ASKED} {REMOTE} {PRICED} budget.usd=2")
+    planned(f"method=zs {DATA} {REMOTE} model.student.id=davinci-002 budget.usd=2")
+
+
+def test_half_a_price_is_refused_before_anything_is_sent() -> None:
+    (found,) = refused(f"method=ft_cot {DATA} {ASKED} {REMOTE} model.price.input=1")
+    assert found.startswith("model.price.output: the other one is given")
+
+
 @pytest.mark.parametrize(
     "line", ["method=ft_cot", "method=ft_answer", f"method=ft_cot {REMOTE}", f"method=zs {REMOTE}"]
 )
@@ -189,7 +254,6 @@ def test_a_random_student_needs_a_tokenizer() -> None:
 
 # what changes what
 
-BASE = f"method=ft_cot {WORDS}"
 ALL = list(TRAINED["ft_cot"])
 STUDENT = ["student", "answers", "student_scores", "measure_student"]
 AFTER_CURATE = ["encode", *STUDENT]
@@ -224,7 +288,8 @@ CHANGES: list[tuple[str, str, list[str]]] = [
     (BASE, "debug.rows=9", ALL),
     (f"{BASE} {ASKED} method.temperature=0.5", "method.temperature=0.7", ["rationales", *AFTER_RATIONALES]),
     (f"{BASE} {ASKED}", "rationales.model=gpt-4o", ["rationales", *AFTER_RATIONALES]),
-    (f"{BASE} {ASKED}", "rationales.api=chat", ["rationales", *AFTER_RATIONALES]),
+    (f"{BASE} {ASKED}", "rationales.api=completions", ["rationales", *AFTER_RATIONALES]),
+    (f"{BASE} {ASKED}", "rationales.api=chat", []),  # as auto finds
     (f"{BASE} {ASKED}", "rationales.max_tokens=64", ["rationales", *AFTER_RATIONALES]),
     (f"{BASE} {ASKED}", "rationales.stop=[]", ["rationales", *AFTER_RATIONALES]),
     (f"{BASE} {ASKED}", "rationales.prompt=fs_cot", ["rationales", *AFTER_RATIONALES]),
@@ -447,6 +512,21 @@ def test_the_estimate_of_training_on_rationales(prepared: Callable[[str], Store]
     store.publish(found.artifact, manifest(found, {"rows": {"train": 5}}))
     tokens = 5 * 40 // 4 + 5 * 12
     assert f"~5 rows, ~{tokens} tokens an epoch" in told(f"{line} store={store.root}", "student", lab)
+
+
+def test_an_estimate_above_the_budget_is_said(prepared: Callable[[str], Store], lab: Lab) -> None:
+    line = f"method=ft_answer {DATA} {REMOTE} {PRICED} method.answer.max_tokens=10"
+    line += f" store={prepared(line).root}"  # ~$0.013 and ~2112 tokens of training, $0.00034 and 256 of answers
+    for budget in ("budget.usd=0.01", "budget.tokens=2111"):
+        assert told(f"{line} {budget}", "student", lab).endswith(f"; more than {budget}, it will stop there")
+        assert "more than" not in told(f"{line} {budget}", "answers", lab)
+    for budget in ("budget.usd=0.0003", "budget.tokens=255"):
+        assert told(f"{line} {budget}", "answers", lab).endswith(
+            f"what the journal holds is not paid for again; more than {budget}, it will stop there"
+        )
+    assert "more than" not in told(f"{line} budget.usd=0.02 budget.tokens=2112", "student", lab)
+    asked = f"{BASE} {ASKED} budget.usd=0.0001 store={line.rpartition('=')[2]}"
+    assert told(asked, "rationales", lab).endswith("; more than budget.usd=0.0001, it will stop there")
 
 
 def test_a_price_that_is_not_known_is_said(lab: Lab, tmp_path: Path) -> None:

@@ -318,7 +318,14 @@ class Store:
             "rationales",
             {},
             values={"writer": {"kind": "openai", "endpoint": "https://me:secret@host.org/v1"}},
-            facts={"rationales": 110, "requests": 220, "prompt_tokens": 9000, "completion_tokens": 5000, "usd": 0.28},
+            facts={
+                "rationales": 110,
+                "teacher": {"model": "text-davinci-002", "key": "zs_cot", "template": "zs_cot"},
+                "requests": 220,
+                "prompt_tokens": 9000,
+                "completion_tokens": 5000,
+                "usd": 0.28,
+            },
         )
         report = {
             "asked": 100,
@@ -340,7 +347,15 @@ class Store:
         )
         self.add(
             "student_scores",
-            {"scores.json": {"test": scores}, "intervals.json": {"test": {"accuracy": [0.35, 0.8]}}},
+            {
+                "scores.json": {"test": scores},
+                "intervals.json": {"test": {"accuracy": [0.35, 0.8]}},
+                "baselines.json": {
+                    "majority": {"test": {"accuracy": 0.6}},
+                    "chance": {"test": {"accuracy": 0.49}},
+                    "rows": {"test": 20},
+                },
+            },
         )
         lines = "".join(json.dumps(row) + "\n" for row in [*rows, self.row(99, "-", split="train")])
         (self.root / "student_scores" / "samples.jsonl").write_text(lines, encoding="utf-8")
@@ -407,6 +422,7 @@ def test_a_reasoning_result_has_all_numbers(store: Store) -> None:
     assert found["chance"]["test"] == {"accuracy": 0.49} and found["majority"]["test"] == {"accuracy": 0.6}
     assert found["teacher"] == {
         "name": "text-davinci-002",
+        "key": "zs_cot",
         "scores": {"train": {"accuracy": {"selected": 0.8}}, "test": {"accuracy": {"selected": 0.75}}},
         "rationales": 110,
     }
@@ -593,7 +609,8 @@ def test_teachers_that_are_not_the_same_have_rows_of_their_own(store: Store) -> 
     second["teacher"]["scores"]["test"]["accuracy"]["selected"] = 0.5
     rows = [line.split() for line in printed(comparison_table([first, second]))]
     assert [row[-2] for row in rows if row[:2] == ["teacher", "of"]] == ["75.0", "50.0"]
-    other = compared(store, "ft_cot", 2, 0.6, rationales__model="gpt-x")
+    other = compared(store, "ft_cot", 2, 0.6)
+    other["teacher"]["name"] = "gpt-x"
     text = "".join("".join(printed(comparison_table([first, other]))).split())
     assert "teachergpt-x" in text and "teachertext-davinci" in text
 

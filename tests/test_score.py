@@ -152,10 +152,30 @@ ASKED = [
 
 def test_of_a_teacher_the_first_rationale_of_each_question_is_scored(tmp_path: Path) -> None:
     both = questions(tmp_path / "both", train=TRAIN, test=ROWS)
-    ctx = scored(tmp_path, ASKED, style=None, splits=["test", "train"], questions=both)
+    whole = [*ASKED, *(completion(row, " yes.", 0) for row in ROWS[1:])]
+    ctx = scored(tmp_path, whole, style=None, splits=["test", "train"], questions=both)
     scores = read(ctx.out / "scores.json")
-    assert {split: found["accuracy"] for split, found in scores.items()} == {"test": 1.0, "train": 1 / 2}
-    assert read_rows(ctx.out, "samples") == []
+    right = sum(row["answer"] == "yes" for row in ROWS) / len(ROWS)
+    assert {split: found["accuracy"] for split, found in scores.items()} == {"test": right, "train": 1 / 2}
+    assert read_rows(ctx.out, "samples") == [] and not (ctx.out / "baselines.json").exists()
+
+
+def test_a_teacher_that_answered_a_part_of_the_test_gets_no_score_there(tmp_path: Path) -> None:
+    both = questions(tmp_path / "both", train=TRAIN, test=ROWS)
+    ctx = scored(tmp_path, ASKED, style=None, splits=["test", "train"], questions=both)
+    assert set(read(ctx.out / "scores.json")) == {"train"}
+    assert ctx.warned == [f"the teacher answered 1 of {len(ROWS)} test questions: it gets no score there"]
+
+
+def test_baselines_are_of_the_questions_that_were_asked(tmp_path: Path) -> None:
+    test = [question(10, "yes"), question(11, "no"), question(12, "no")]
+    both = questions(tmp_path / "both", train=TRAIN, test=test)  # train: one yes, two no
+    ctx = scored(tmp_path, [answered(row, "--> no") for row in test[:2]], questions=both)
+    assert read(ctx.out / "baselines.json") == {
+        "majority": {"test": {"accuracy": 0.5}},
+        "chance": {"test": {"accuracy": pytest.approx(1 / 3 * 1 / 2 + 2 / 3 * 1 / 2)}},
+        "rows": {"test": 2},
+    }
 
 
 def test_a_split_that_it_was_not_asked_has_no_score(tmp_path: Path) -> None:

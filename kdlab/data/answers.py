@@ -42,6 +42,7 @@ class Form:
     choices: str | None = None  # kind=choice: the letters, "ABCDE"
     compare: str = "string"  # kind=number, parser=official: string or number
     lower: bool = True  # kind=yes_no, parser=official: a gold "Yes" is "yes"; not so in the official coin_flip
+    cleanse: bool = False  # kind=text, parser=official: gold answers lose what predictions do; the official ones do not
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS and self.compare in ("string", "number"), (self.kind, self.compare)
@@ -95,8 +96,9 @@ def parse(text: str, *, template: str, form: Form, parser: str = "official", nat
 def gold(answer: str, form: Form, *, parser: str = "official") -> str:
     """The data set's answer in the shape of predictions.
 
-    official (evaluator.py:102-110): numbers without commas, yes and no in lower case, all else as it is. strict: as
-    read from text, where that is possible. Raises DataError for one that is no number and is to be compared as one.
+    official (evaluator.py:102-110): numbers without commas, yes and no in lower case, all else as it is; with
+    `Form.cleanse` text without quotes, dots and blanks, unless nothing else is in it: no completion gives that. strict:
+    as read from text, where that is possible. Raises DataError for one that is no number and is to be compared as one.
     """
     if parser == "strict":
         read = _read(answer, form, lead_in=False)
@@ -111,6 +113,8 @@ def gold(answer: str, form: Form, *, parser: str = "official") -> str:
             )
     elif form.kind == "yes_no" and form.lower:
         answer = answer.lower()
+    elif form.kind == "text" and form.cleanse:
+        answer = _plain(answer) or answer
     return answer
 
 
@@ -188,12 +192,17 @@ def bootstrap(correct: Sequence[bool], *, seed: int, draws: int = 10_000, level:
     """The percentile interval of an accuracy over questions drawn with replacement.
 
     The right ones among n questions drawn so are Binomial(n, accuracy): nothing is resampled. Where all are right, or
-    all are wrong, the interval is a point, which says little of few questions.
+    all are wrong, that would be a point whatever n is: there it is the Wilson interval.
     """
     if not len(correct):
         raise DataError("There are no answers to score.", where="the test questions")
-    count = len(correct)
-    means = np.random.default_rng(seed).binomial(count, sum(map(bool, correct)) / count, size=draws) / count
+    count, right = len(correct), sum(map(bool, correct))
+    if right in (0, count):
+        from scipy.stats import binomtest  # not for `kdlab plan`
+
+        wilson = binomtest(right, count).proportion_ci(level, method="wilson")
+        return float(wilson.low), float(wilson.high)
+    means = np.random.default_rng(seed).binomial(count, right / count, size=draws) / count
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -222,7 +231,11 @@ def _official(text: str, form: Form) -> list[str]:
         return re.findall(f"[{re.escape(form.choices)}]", text)
     if form.kind == "yes_no":
         return [word for word in re.split(r"[\"'.:,\s]", text.lower()) if word in ("yes", "no")]
-    return [re.sub(r"[\"'.\s]", "", text)]
+    return [_plain(text)]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\"'.\s]", "", text)
 
 
 # The strict parser

@@ -38,12 +38,13 @@ Run it: kdlab train method=ft_cot task=reasoning/multiarith task.source.path=FOL
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from kdlab.config import Reasoning, Run, Task
+from kdlab.config import Price, Reasoning, Run, Task
 from kdlab.data.archive import dataset_file
 from kdlab.data.prompts import EMBEDDED
 from kdlab.errors import ConfigError
@@ -51,7 +52,8 @@ from kdlab.graph import Graph, Stage, Work
 from kdlab.methods.distillation import FIT_FIELDS, processor
 from kdlab.models.architectures import estimate_parameters, generator_problem, is_encoder_decoder
 from kdlab.pins import Pinned, Pins
-from kdlab.rationales.completion import endpoint_name
+from kdlab.rationales.completion import Section, endpoint_name, resolve_api
+from kdlab.rationales.prices import price
 from kdlab.rationales.recorded import completion_file
 
 END = "END"  # what ends a completion of an OpenAI student (papers.md 2.2)
@@ -92,7 +94,7 @@ class _Builder:
         self.style: dict[str, Any] = {
             "template": prompt.template,
             "model_type": "encoder_decoder" if seq2seq else "decoder",
-            "delimiters": prompt.delimiters,
+            "delimiters": "release" if seq2seq else prompt.delimiters,  # an encoder-decoder has none
             "strip_fields": prompt.strip_fields,
             "natural_comma": prompt.natural_comma,
             "stop": END if self.remote and "student" in method.stages else None,
@@ -100,14 +102,42 @@ class _Builder:
 
     def problems(self) -> list[str]:
         config, student = self.model.config, self.run.model.student
+        found = self.unpriced()
         if config is None or self.remote:
-            return []
-        found = generator_problem(config)
-        if found:
-            return [f"model.student: {found}"]
-        if student.init == "random" and student.id is None and self.run.model.tokenizer == "pretrained":
-            return ["model.tokenizer=pretrained: a student without an id has none; take model.tokenizer=pieces"]
-        return []
+            return found
+        unable = generator_problem(config)
+        if unable:
+            found.append(f"model.student: {unable}")
+        elif student.init == "random" and student.id is None and self.run.model.tokenizer == "pretrained":
+            found.append("model.tokenizer=pretrained: a student without an id has none; take model.tokenizer=pieces")
+        return found
+
+    def unpriced(self) -> list[str]:
+        """Prices that a stage would miss: half of one is given, or dollars are limited and none is known."""
+        run, writer, model = self.run, self.run.rationales, self.run.model
+        trained = self.remote and "student" in self.method.stages
+        asked: list[tuple[Section, str, str | None, Price]] = []
+        if "rationales" in self.method.stages and writer.kind == "openai":
+            asked.append(("rationales", str(writer.model), writer.base_url, writer.price))
+        if self.remote:
+            name = f"ft:{model.student.id}" if trained else str(model.student.id)
+            asked.append(("model", name, model.base_url, model.price))
+        found, missing = [], []
+        for section, name, base_url, own in asked:
+            try:
+                if price(name, base_url=base_url, override=own, section=section) is None:
+                    missing.append((f"answers of {name} cost", f"{section}.price.input and {section}.price.output"))
+            except ConfigError as error:
+                found += error.problems
+        if trained and model.price.training is None:
+            missing.append((f"training {model.student.id} costs", "model.price.training"))
+        if run.budget.usd is not None:
+            found += [
+                f"budget.usd={run.budget.usd:g}: nothing is known of what {what}; set {keys} (US dollars per million "
+                "tokens), or limit budget.tokens instead"
+                for what, keys in missing
+            ]
+        return found
 
     def graph(self) -> Graph:
         stages = self.method.stages
@@ -207,7 +237,8 @@ class _Builder:
         else:
             values |= {"prompt": writer.prompt, "max_tokens": writer.max_tokens, "stop": list(writer.stop)}
             if writer.kind == "openai":
-                values |= {"endpoint": endpoint_name(writer.base_url), "model": writer.model, "api": writer.api}
+                api = resolve_api(writer.api, str(writer.model), writer.base_url)
+                values |= {"endpoint": endpoint_name(writer.base_url), "model": writer.model, "api": api}
             else:
                 pinned = self.pins.named(str(writer.model), writer.revision)
                 values |= pinned.values
@@ -230,7 +261,7 @@ class _Builder:
             inputs={"questions": questions},
             places={**places, **at},
             work=Work(examples=self.asked_rows()),
-            notes=self.writer_notes(),
+            notes=self.writer_notes(places),
         )
 
     def asked_rows(self) -> int | None:
@@ -242,9 +273,13 @@ class _Builder:
             return None
         return rows + min(task.generate.test, self.run.debug.rows or task.generate.test)
 
-    def writer_notes(self) -> tuple[str, ...]:
+    def writer_notes(self, places: Mapping[str, str]) -> tuple[str, ...]:
         method, writer = self.method, self.run.rationales
-        lines = [f"teacher: {writer.kind}" + (f" {writer.model}" if writer.model and writer.kind != "rules" else "")]
+        named = "" if writer.kind == "rules" else f" {writer.model}"
+        if writer.kind == "recorded":  # the file says who wrote it, and not the preset
+            file = Path(places["writer"])
+            named = f" {file.parent.name}/{file.name}"
+        lines = [f"teacher: {writer.kind}{named}"]
         lines[0] += f", {method.samples} rationale{'s' if method.samples > 1 else ''} a question"
         if writer.kind in ("openai", "local"):
             lines[0] += f", temperature {method.temperature:g}, {writer.prompt}"
@@ -351,7 +386,7 @@ class _Builder:
             "max_tokens": most or answer.max_tokens,
             "max_prompt": prompt.max_prompt,
             "too_long": prompt.too_long,
-            "unmasked_left_pad": answer.unmasked_left_pad,
+            "unmasked_left_pad": answer.unmasked_left_pad and self.style["model_type"] == "decoder",
         }
         return {**values, "parser": answer.parser} if training else {**values, "overlap": prompt.overlap}
 
@@ -363,7 +398,7 @@ class _Builder:
             values={
                 "endpoint": endpoint_name(model.base_url),
                 "model": model.student.id,
-                "api": model.api,
+                "api": resolve_api(model.api, str(model.student.id), model.base_url),
                 "style": self.style,
                 "epochs": model.epochs,
             },
@@ -377,8 +412,10 @@ class _Builder:
         inputs = {"questions": questions} | ({} if student is None else {"student": student})
         values = {"task_key": task_key(run.task), "style": self.style, "answering": self.answering(), **more}
         if self.remote:
-            values |= {"endpoint": endpoint_name(run.model.base_url), "api": run.model.api}
-            values["model"] = run.model.student.id if student is None else None
+            model = run.model
+            api = resolve_api(model.api, str(model.student.id), model.base_url)
+            values |= {"endpoint": endpoint_name(model.base_url), "api": api}
+            values["model"] = model.student.id if student is None else None
             function = "kdlab.stages.endpoint:answer_endpoint"
             return Stage(function, "answers", values=values, inputs=inputs, places=places)
         if student is None:

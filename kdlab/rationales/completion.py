@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 OPENAI_HOST = "api.openai.com"
 _OPENAI_URL = f"https://{OPENAI_HOST}/v1"
+COMPLETES = ("davinci-002", "babbage-002", "gpt-3.5-turbo-instruct", "gpt-3.5-turbo-instruct-0914")  # of OpenAI
 
 Section = Literal["rationales", "model"]  # of the configuration: who is asked, the teacher or the student
 
@@ -76,6 +77,19 @@ def endpoint_name(base_url: str | None) -> str:
     host = (parts.hostname or "").lower()
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def resolve_api(api: str, model: str, base_url: str | None) -> str:
+    """How a model is asked, "completions" or "chat". At OpenAI's own address all chat but the few of `COMPLETES`.
+
+    api: "auto", or one of the two. model: a fine-tuned one is asked as its base is ("ft:babbage-002:owner::id").
+    """
+    if api != "auto":
+        return api
+    host = urlsplit(resolve_url(base_url)).hostname or ""
+    base = model.split(":")[1] if model.startswith("ft:") else model
+    own = host == OPENAI_HOST or host.endswith(f".{OPENAI_HOST}")
+    return "chat" if own and base not in COMPLETES else "completions"
 
 
 def address(name: str) -> str | None:

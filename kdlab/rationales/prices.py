@@ -149,6 +149,16 @@ def limits(budget: config.Budget, tokens: int, usd: float | None) -> tuple[list[
     return given, enough
 
 
+def excess(budget: config.Budget, tokens: int, usd: float | None) -> str:
+    """What an estimate says after its numbers if they are above the budget, else nothing."""
+    over = []
+    if budget.usd is not None and usd is not None and usd > budget.usd:
+        over.append(f"budget.usd={budget.usd:g}")
+    if budget.tokens is not None and tokens > budget.tokens:
+        over.append(f"budget.tokens={budget.tokens}")
+    return f"; more than {' and '.join(over)}, it will stop there" if over else ""
+
+
 def unpriced(what: str, *, settings: str) -> BudgetError:
     """The error of a budget in dollars where no price is known. settings: that give it."""
     return BudgetError(

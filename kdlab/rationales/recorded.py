@@ -46,7 +46,7 @@ def completion_file(path: Path, model: str | None, key: str | None, task_key: st
     """The file with a task's completions.
 
     path: the file itself; or a folder that holds `completion_data`, is it, is one of its B_...__C_... folders, or
-    holds a completions.json of kdlab. Raises DataError that lists what there is.
+    holds a completions.json of kdlab, or is the folder of a finished run. Raises DataError that lists what there is.
     """
     path = path.expanduser()
     if path.is_file():
@@ -57,6 +57,8 @@ def completion_file(path: Path, model: str | None, key: str | None, task_key: st
             where=str(path),
             fix="Set rationales.path to the folder with completion_data/B_MODEL__C_KEY/D_TASK.json, or to one file.",
         )
+    if (own := _of_run(path)) is not None:
+        return own
     name = f"D_{task_key}.json"
     roots = [path / "saved" / "completion_data", path / "completion_data", path]  # the first: the official repository
     folder = f"B_{model}__C_{key}"
@@ -81,6 +83,17 @@ def completion_file(path: Path, model: str | None, key: str | None, task_key: st
         what = f"There are no recorded completions here: no {folder}/{name} and no {OWN}."
         fix = "Set rationales.path to the folder with completion_data/B_MODEL__C_KEY/D_TASK.json, or to one file."
     raise DataError(what, where=str(path), fix=fix)
+
+
+def _of_run(folder: Path) -> Path | None:
+    """The completions of a finished run of kdlab, if `folder` is one with a teacher and its store has them still."""
+    try:
+        store = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["store"]
+        artifact = json.loads((folder / "result.json").read_text(encoding="utf-8"))["artifacts"]["rationales"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    file = Path(str(store)) / str(artifact) / OWN
+    return file if file.is_file() else None
 
 
 def read(file: Path) -> dict[int, list[dict[str, Any]]]:

@@ -417,7 +417,7 @@ def _rationales(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     lines = [
         "## Rationales",
         "",
-        f"Written by {_writer(writer)}; {samples} of each question"
+        f"Written by {_writer(writer, result['teacher'])}; {samples} of each question"
         + (f", at temperature {method['temperature']:g}" if writer["kind"] in ("openai", "local") else "")
         + ".",
         f"Kept were those with {'; '.join(wanted)}: {curation['kept']} of {curation['rationales']}, for "
@@ -430,14 +430,17 @@ def _rationales(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _writer(writer: Mapping[str, Any]) -> str:
-    """Who wrote the rationales, without what is private in how it was reached."""
+def _writer(writer: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    """Who wrote the rationales, without what is private in how it was reached.
+
+    teacher: as the result names it; of recorded completions that is what their file says.
+    """
     kind, model = writer["kind"], writer["model"]
     if kind == "rules":
         return f"kdlab's rules for this task, {100 * writer['error_rate']:g} % of them wrong on purpose"
     if kind == "recorded":
-        key = f" (`{writer['key']}`)" if writer["key"] else ""
-        return f"`{model}`; recorded completions{key}" if model else f"recorded completions{key}"
+        key = f" (`{teacher['key']}`)" if teacher["key"] else ""
+        return f"`{teacher['name']}`; recorded completions{key}"
     asked = "with zero-shot-CoT prompts" if writer["prompt"] == "zs_cot" else "with few-shot-CoT prompts"
     if kind == "local":
         name = _hub_id(model)

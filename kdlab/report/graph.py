@@ -11,12 +11,13 @@ from rich import box
 from rich.table import Table
 
 from kdlab.artifacts import Artifact, Store
+from kdlab.config import Budget
 from kdlab.context import Requests
 from kdlab.data.prompts import read_exemplars
 from kdlab.engine.progress import duration
 from kdlab.graph import Graph, Stage
 from kdlab.rationales.completion import Section
-from kdlab.rationales.prices import CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, dollars, estimate, price, shown
+from kdlab.rationales.prices import CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, dollars, estimate, excess, price, shown
 from kdlab.rationales.prices import Estimate as Asked
 from kdlab.rationales.tuning import default_epochs, training_cost
 from kdlab.report.summary import count, megabytes
@@ -124,7 +125,8 @@ def _writing_cost(stage: Stage, store: Store, requests: Requests) -> str | None:
     characters += rows * sum(map(len, _shots(stage)))
     steps = 2 if writer["prompt"] == "zs_cot" else 1
     known = price(writer["model"], base_url=writer["endpoint"], override=requests.price)
-    return _asked(estimate(rows, characters, stage.values["samples"], writer["max_tokens"], steps, known), "rationales")
+    found = estimate(rows, characters, stage.values["samples"], writer["max_tokens"], steps, known)
+    return _asked(found, "rationales", requests.budget)
 
 
 def _answering_cost(stage: Stage, store: Store, requests: Requests) -> str | None:
@@ -143,11 +145,13 @@ def _answering_cost(stage: Stage, store: Store, requests: Requests) -> str | Non
         made = _known(student, store)
         name = f"ft:{student.values['model']}" if made is None else made.facts["model"]
     known = price(name, base_url=values["endpoint"], override=requests.student_price, section="model")
-    return _asked(estimate(rows, characters, 1, values["answering"]["max_tokens"], steps, known), "model")
+    found = estimate(rows, characters, 1, values["answering"]["max_tokens"], steps, known)
+    return _asked(found, "model", requests.budget)
 
 
-def _asked(found: Asked, section: Section) -> str:
-    return f"{shown(found, section)}; what the journal holds is not paid for again"
+def _asked(found: Asked, section: Section, budget: Budget) -> str:
+    above = excess(budget, found.prompt_tokens + found.completion_tokens_at_most, found.usd_at_most)
+    return f"{shown(found, section)}; what the journal holds is not paid for again{above}"
 
 
 def _training_cost(stage: Stage, store: Store, requests: Requests) -> str | None:
@@ -165,7 +169,8 @@ def _training_cost(stage: Stage, store: Store, requests: Requests) -> str | None
     cost = "price unknown (model.price.training, US dollars per million tokens)"
     if usd is not None:
         cost = f"~{dollars(usd)} (${rate:g} per million tokens, model.price.training)"
-    return f"fine-tuning on ~{rows:,} rows, ~{tokens:,} tokens an epoch, {epochs} epochs{chosen}, {cost}"
+    above = excess(requests.budget, tokens * epochs, usd)
+    return f"fine-tuning on ~{rows:,} rows, ~{tokens:,} tokens an epoch, {epochs} epochs{chosen}, {cost}{above}"
 
 
 def _examples(data: Stage, store: Store) -> tuple[int, int] | None:

@@ -71,6 +71,7 @@ def build_reasoning(
     split = "test"
     tested = [sample for sample in read_samples(scored / "samples.jsonl") if sample["split"] == split]
     curated = targets.get("curated")
+    asked = _read(scored / "baselines.json")
     result = {
         **_common(run, stages, seconds),
         "metric": "accuracy",
@@ -80,10 +81,10 @@ def build_reasoning(
         "constant": _constant(tested),
         "student": student,
         "teacher": _writer(run, targets) if "rationales" in targets else None,
-        "majority": facts["majority"],
+        "majority": {**facts["majority"], **asked["majority"]},
         "majority_answer": facts["majority_answer"],
-        "chance": facts["chance"],
-        "rows": facts["rows"],
+        "chance": {**facts["chance"], **asked["chance"]},
+        "rows": {**facts["rows"], **asked["rows"]},
         "conditions": facts["conditions"],
         "curation": None if curated is None else _read(curated.path / "report.json"),
         "cost": _cost([targets[name] for name in ("rationales", "student", "answers") if name in targets]),
@@ -180,9 +181,10 @@ def _generator(run: Run, targets: Mapping[str, Artifact]) -> dict[str, Any]:
 def _writer(run: Run, targets: Mapping[str, Artifact]) -> dict[str, Any]:
     """Who wrote the rationales, and how often its first one is right."""
     scores = _read(targets["teacher_scores"].path / "scores.json") if "teacher_scores" in targets else {}
-    named = run.rationales.model if run.rationales.kind != "rules" else None
+    told = targets["rationales"].facts["teacher"]
     return {
-        "name": named or run.rationales.name,
+        "name": told["model"] or run.rationales.name,
+        "key": told["key"],
         "scores": _scores(scores, None, ["accuracy"]),
         "rationales": targets["rationales"].facts["rationales"],
     }

@@ -20,7 +20,14 @@ from kdlab.engine.progress import duration
 from kdlab.errors import DataError
 from kdlab.models.generator import generate
 from kdlab.stages.completions import Row, asked_rows, record, write_records
-from kdlab.stages.generation import KERNEL, Answered, answer_questions, named_generator, saved_generator
+from kdlab.stages.generation import (
+    KERNEL,
+    Answered,
+    answer_questions,
+    cut_warning,
+    named_generator,
+    saved_generator,
+)
 
 CHUNK_BATCHES = 4  # batches whose answers are written down together, so that a killed stage goes on from there
 SHOWN_EVERY = 10.0  # seconds between two lines of progress
@@ -71,11 +78,13 @@ def answer(
             unmasked_left_pad=answering["unmasked_left_pad"],
         )
         tokens += sum(_tokens(one) for one in found)
-        done.add([_record(row, one) for row, one in zip(chunk, found, strict=True)])
+        done.add([{**_record(row, one), "cut": one.cut} for row, one in zip(chunk, found, strict=True)])
         if time.monotonic() - shown > SHOWN_EVERY:
             shown = time.monotonic()
             ctx.note(f"      {ctx.stage} {len(done.records)}/{len(rows)}: {duration(shown - started)}")
     seconds = time.monotonic() - started
+    if done.cut:
+        ctx.warn(cut_warning(len(done.cut), len(rows), answering["max_prompt"]))
     name = str((model or {}).get("id") or "student")
     records = {number: [one] for number, one in done.records.items()}
     template = shape.template
@@ -122,11 +131,12 @@ def _record(row: Row, one: Answered) -> Row:
 
 
 class _Kept:
-    """Answers that an interrupted stage gave already; a torn last line is dropped."""
+    """Answers that an interrupted stage gave already, and whose prompts were cut; a torn last line is dropped."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.records: dict[int, Row] = {}
+        self.cut: set[int] = set()
         whole = 0
         if file.exists():
             for line in file.read_bytes().split(b"\n")[:-1]:
@@ -138,7 +148,7 @@ class _Kept:
                         where=str(file),
                         fix="Remove this file: the questions are asked again.",
                     ) from error
-                self.records[one["sample_index"]] = one
+                self._keep(one)
                 whole += len(line) + 1
             with open(file, "r+b") as kept:
                 kept.truncate(whole)
@@ -147,7 +157,12 @@ class _Kept:
         with open(self.file, "a", encoding="utf-8") as file:
             for one in records:
                 file.write(json.dumps(one) + "\n")
-                self.records[one["sample_index"]] = one
+                self._keep(one)
+
+    def _keep(self, one: Row) -> None:
+        if one.pop("cut", False):
+            self.cut.add(one["sample_index"])
+        self.records[one["sample_index"]] = one
 
 
 def measure_generator(

@@ -15,7 +15,7 @@ from kdlab.artifacts import write_json
 from kdlab.context import Context
 from kdlab.data.answers import constant, judge
 from kdlab.data.prompts import Style, answer_prefix
-from kdlab.errors import TrainingError
+from kdlab.errors import DataError, TrainingError
 from kdlab.stages.completions import Row, read_form, read_records, read_rows, template_of, write_rows
 
 CONSTANT = 0.95  # share of one answer among all predictions that makes a teacher degenerate
@@ -84,6 +84,12 @@ def curate(ctx: Context, *, rationales: Path, questions: Path, curation: Mapping
     golds = Counter(str(row["answer"]) for row in rows.values())
     if share >= CONSTANT and len(predictions) > 1 and len(golds) > 1:
         _degenerate(ctx, report, curation["on_constant"])
+    if not kept and template == "zs":
+        raise DataError(
+            "These completions hold answers and no rationales: they were asked for without a step by step.",
+            where=f"stage '{ctx.stage}'",
+            fix="Choose completions of zero-shot-CoT (rationales.key=zs_cot), or train on answers (method=ft_answer).",
+        )
     if not kept:
         told = ", ".join(f"{count} {why}" for why, count in report["dropped"].items()) or "there are none"
         raise TrainingError(

@@ -99,6 +99,7 @@ def finetune_generator(
             form=read_form(questions),
             answering=answering,
             batch_size=context.hardware.eval_batch,
+            warn=context.warn,
         )
     values, world = dict(fit), device.World.current()
     batches = Batches(
@@ -185,12 +186,20 @@ def named_generator(
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A question's prompt and what came of it; zs_cot: also those of its first step."""
+    """A question's prompt and what came of it; zs_cot: also those of its first step.
+
+    Prompts are as the model read them. cut: the prompt, of zs_cot that of its first step, has lost its end.
+    """
 
     prompt: str
     completion: Generated
+    cut: bool
     reasoning_prompt: str | None = None
     reasoning: Generated | None = None
+
+
+def cut_warning(cut: int, count: int, max_prompt: int) -> str:
+    return f"{cut} of {count} prompts have more than {max_prompt} tokens and are cut (method.prompt.max_prompt)"
 
 
 def answer_questions(
@@ -210,7 +219,8 @@ def answer_questions(
     """What the model answers to each row's "question", greedily, in the order of the rows.
 
     max_tokens: of a completion, in each of the two steps of zs_cot. max_prompt: tokens; a longer prompt of fs_cot loses
-    exemplars (too_long "exemplars"), all others their end, as in training.
+    exemplars (too_long "exemplars") and nothing of its question, all others their end, as in training; the second step
+    of zs_cot, which holds what the first one asked, is not cut.
     progress: called with (prompts done, all prompts); zs_cot has two of each question.
     """
     seq2seq = bool(model.config.is_encoder_decoder)
@@ -219,12 +229,12 @@ def answer_questions(
     def ids(texts: Sequence[str], limit: int | None) -> list[list[int]]:
         return prompt_ids(tokenizer, texts, encoder_decoder=seq2seq, limit=limit)
 
-    def write(texts: Sequence[str], *, step: int) -> list[Generated]:
+    def write(asked: list[list[int]], *, step: int) -> list[Generated]:
         before = (step - 1) * len(rows)
         return generate(
             model,
             tokenizer,
-            ids(texts, max_prompt if step == 1 else None),
+            asked,
             max_tokens=max_tokens,
             stop=[] if style.stop is None else [style.stop],
             batch_size=batch_size,
@@ -233,6 +243,7 @@ def answer_questions(
         )
 
     if style.template == "fs_cot":
+        wholes = [prompt(row["question"], style, exemplars=exemplars) for row in rows]
         prompts = [
             fit_exemplars(
                 exemplars,
@@ -244,18 +255,33 @@ def answer_questions(
             )
             for row in rows
         ]
+        asked = ids(prompts, None)
+        cut = [too_long == "right" and text != whole for text, whole in zip(prompts, wholes, strict=True)]
     else:
         prompts = [prompt(row["question"], style, step=1 if steps == 2 else None) for row in rows]
-    found = write(prompts, step=1)
+        asked = ids(prompts, max_prompt)
+        cut = [kept != whole for kept, whole in zip(asked, ids(prompts, None), strict=True)]
+        prompts = [
+            str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            if shorter
+            else text
+            for text, kept, shorter in zip(prompts, asked, cut, strict=True)
+        ]
+    found = write(asked, step=1)
     if steps == 1:
-        return [Answered(prompt=text, completion=made) for text, made in zip(prompts, found, strict=True)]
+        return [
+            Answered(prompt=text, completion=made, cut=shorter)
+            for text, made, shorter in zip(prompts, found, cut, strict=True)
+        ]
     second = [
         prompt(row["question"], style, step=2, reasoning_prompt=text, rationale=made.text)
         for row, text, made in zip(rows, prompts, found, strict=True)
     ]
     return [
-        Answered(prompt=text, completion=made, reasoning_prompt=first, reasoning=reasoning)
-        for text, made, first, reasoning in zip(second, write(second, step=2), prompts, found, strict=True)
+        Answered(prompt=text, completion=made, cut=shorter, reasoning_prompt=first, reasoning=reasoning)
+        for text, made, shorter, first, reasoning in zip(
+            second, write(ids(second, None), step=2), cut, prompts, found, strict=True
+        )
     ]
 
 
@@ -269,10 +295,13 @@ def evaluator(
     form: Form,
     answering: Mapping[str, Any],
     batch_size: int,
+    warn: Callable[[str], None],
 ) -> Callable[[], Scores]:
-    """A function that lets the model as it is now answer `rows`, and scores that."""
+    """A function that lets the model as it is now answer `rows`, and scores that; `warn` hears once of cut prompts."""
+    told = False
 
     def evaluate() -> Scores:
+        nonlocal told
         answers = answer_questions(
             model,
             tokenizer,
@@ -284,6 +313,10 @@ def evaluator(
             batch_size=batch_size,
             unmasked_left_pad=answering["unmasked_left_pad"],
         )
+        cut = sum(answer.cut for answer in answers)
+        if cut and not told:
+            told = True
+            warn(cut_warning(cut, len(rows), answering["max_prompt"]))
         judgements = [
             judge(
                 answer.completion.text,

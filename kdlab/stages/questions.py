@@ -50,7 +50,7 @@ def prepare_questions(
     source ... compare, partition, generate: fields of `kdlab.config.Task`.
 
     Facts, also in facts.json: rows, characters (of all questions) and shared_with_train (rows with the question of a
-    train or held-out row) per split; answer (kind, choices, compare); majority_answer: the most frequent one of train;
+    train or held-out row) per split; answer: fields of Form; majority_answer: the most frequent one of train;
     majority[split].accuracy: of always giving it; chance[split].accuracy: of guessing by train's frequencies,
     sum_a p_train(a) p_split(a); conditions: what partition, few and heldout did; warnings.
 
@@ -106,7 +106,7 @@ def prepare_questions(
         split["test"] = _draw(split["test"], dev_limit)
     if rows is not None:
         split = {name: _draw(part, rows) for name, part in split.items()}
-    form = Form(kind=answer, choices=found.choices, compare=compare)
+    form = Form(kind=answer, choices=found.choices, compare=compare, cleanse=answer == "text")
     _publish(ctx, split, {**_facts(split, form, warnings), "conditions": conditions, "warnings": warnings})
 
 
@@ -199,26 +199,39 @@ def _facts(split: Mapping[str, list[Row]], form: Form, warnings: list[str]) -> d
     shared = sum(row["question"] in trained for row in split["test"])
     if shared:
         warnings.append(f"{shared} of {len(split['test'])} questions of test are questions of train too")
-    shares = {name: _shares(part, form) for name, part in split.items()}
-    if len(shares["train"]) == 1 and len(split["train"]) > 1:
+    found = {name: shares(part, form) for name, part in split.items()}
+    if len(found["train"]) == 1 and len(split["train"]) > 1:
         warnings.append(f"every training question has the same answer, {split['train'][0]['answer']!r}")
-    most = max(shares["train"], key=lambda key: shares["train"][key], default=None)
+    most = max(found["train"], key=lambda key: found["train"][key], default=None)
     scored = [name for name in split if name != "train" and split["train"]]
     return {
         "rows": {name: len(part) for name, part in split.items()},
         "characters": {name: sum(len(row["question"]) for row in part) for name, part in split.items()},
         "shared_with_train": {"test": shared},
-        "answer": {"kind": form.kind, "choices": form.choices, "compare": form.compare},
+        "answer": {
+            "kind": form.kind,
+            "choices": form.choices,
+            "compare": form.compare,
+            **({"cleanse": True} if form.cleanse else {}),
+        },
         "majority_answer": most,
-        "majority": {name: {"accuracy": shares[name].get(most or "", 0.0)} for name in scored},
+        **baselines(found["train"], {name: found[name] for name in scored}),
+    }
+
+
+def baselines(train: Mapping[str, float], parts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """majority and chance of each part, from shares of answers: that of train's most frequent one, and of guessing."""
+    most = max(train, key=lambda key: train[key], default="")
+    return {
+        "majority": {name: {"accuracy": part.get(most, 0.0)} for name, part in parts.items()},
         "chance": {
-            name: {"accuracy": sum(share * shares[name].get(key, 0.0) for key, share in shares["train"].items())}
-            for name in scored
+            name: {"accuracy": sum(share * part.get(key, 0.0) for key, share in train.items())}
+            for name, part in parts.items()
         },
     }
 
 
-def _shares(part: Sequence[Row], form: Form) -> dict[str, float]:
+def shares(part: Sequence[Row], form: Form) -> dict[str, float]:
     """The share of each answer, in the shape of predictions, in the order of their first appearance."""
     counts = Counter(_shape(row["answer"], form) for row in part)
     return {key: count / len(part) for key, count in counts.items()}

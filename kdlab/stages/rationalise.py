@@ -36,7 +36,8 @@ def rationalise(
 ) -> None:
     """Write `completions.json`: `samples` completions of each question of `splits`, in CompletionDataset's layout.
 
-    writer: kind, and what it needs (see `kdlab.methods.reasoning`). Facts: rows (questions by split), rationales, and
+    writer: kind, and what it needs (see `kdlab.methods.reasoning`). Facts: rows (questions by split), rationales,
+    teacher (model, key and template: of recorded completions as their file names them), and
     of an endpoint requests, prompt_tokens, completion_tokens and usd: what the answers cost when they were asked for.
     """
     rows = {split: read_rows(questions, split) for split in splits}
@@ -53,8 +54,16 @@ def rationalise(
             records[one["sample_index"]].append({name: _writable(value) for name, value in one.items()})
         template = recorded.prediction_template(file)
         model, key = recorded.origin(file)
-        if chosen.missing:
-            ctx.warn(f"{len(chosen.missing)} of {len(asked)} questions have no recorded completion")
+        for split, part in rows.items():
+            missing = len({row["id"] for row in part} & set(chosen.missing))
+            if missing:
+                ctx.warn(f"{missing} of {len(part)} {split} questions have no recorded completion")
+        if samples > 1 and all(len(found) <= 1 for found in records.values()):
+            raise DataError(
+                f"{samples} rationales of each question are wanted, and no question has more than one recorded.",
+                where=str(file),
+                fix="Choose completions of a key with several (rationales.key=zs_cot_t70_8aug), or method.samples=1.",
+            )
         if chosen.short:
             have = "question has" if len(chosen.short) == 1 else "questions have"
             ctx.warn(f"{len(chosen.short)} {have} fewer than {samples} recorded completions")
@@ -75,6 +84,7 @@ def rationalise(
         ctx.out / "completions.json", records, model=model, task_key=task_key, completion_key=key, template=template
     )
     ctx.facts["rows"] = {split: len(found) for split, found in rows.items()}
+    ctx.facts["teacher"] = {"model": model, "key": key, "template": template}
     ctx.facts["rationales"] = sum(len(found) for found in records.values())
     if not ctx.facts["rationales"]:
         raise DataError("The teacher wrote nothing.", where=f"stage '{ctx.stage}'")

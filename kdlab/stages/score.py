@@ -11,6 +11,7 @@ from kdlab.context import Context
 from kdlab.data.answers import Form, Judgement, bootstrap, constant, judge, summary
 from kdlab.data.prompts import Style
 from kdlab.stages.completions import Row, read_form, read_records, read_rows, template_of, write_rows
+from kdlab.stages.questions import baselines, shares
 
 INTERVAL_SEED = 0  # of the bootstrap: the same for every run
 INTERVAL_DRAWS = 10_000
@@ -36,6 +37,9 @@ def score_answers(
     of a question the first is scored. accuracy and contains_answer, correct_format and complete are shares of the
     questions (evaluator.py); an interval is the bootstrap's over questions at LEVEL. rationales, curated: the teacher's
     completions and what became of them, to show beside the student's; teacher_parser: by which they were judged.
+
+    Of a student also `baselines.json`: majority, chance and rows of the questions that it was asked. A teacher that
+    answered a part of the test questions only gets no score there.
     """
     form = read_form(questions)
     own = style is not None
@@ -66,6 +70,10 @@ def score_answers(
             found.append(judged)
             if own:
                 samples.append(_sample(row, split, first, judged, notes))
+        rows = read_rows(questions, split)
+        if not own and split == "test" and 0 < len(found) < len(rows):
+            ctx.warn(f"the teacher answered {len(found)} of {len(rows)} test questions: it gets no score there")
+            continue
         if not found:
             continue
         scores[split] = {**summary(found)}
@@ -77,6 +85,12 @@ def score_answers(
             ctx.warn(f"{100 * share:.0f} % of the {split} answers are {shown}: this is no reasoning")
     if notes is not None:
         samples += [notes.alone(row) for row in read_rows(questions, "train")]
+    if own:
+        asked = {split: [row for row in read_rows(questions, split) if records.get(row["id"])] for split in splits}
+        train = shares(read_rows(questions, "train"), form)
+        known = {split: shares(rows, form) for split, rows in asked.items() if train and rows}
+        counts = {split: len(rows) for split, rows in asked.items()}
+        write_json(ctx.out / "baselines.json", {**baselines(train, known), "rows": counts})
     write_json(ctx.out / "scores.json", scores)
     write_json(ctx.out / "intervals.json", intervals)
     write_rows(ctx.out, "samples", samples)
