@@ -47,7 +47,7 @@ GRIDS = {
         (42,),
     ),
     "demo/cot": Grid(
-        {"demo/coin_flip": "Coin flips (accuracy)", "demo/shuffled_objects": "Shuffled objects (accuracy)"},
+        {"demo/coin_flip": "Coin flips (accuracy)", "demo/arithmetic": "Arithmetic, 3 steps (accuracy)"},
         ("ft_answer", "ft_cot", "ft_cot_diverse"),
         (42,),
     ),

@@ -218,3 +218,8 @@ def test_completions_without_rationales_are_told_from_bad_ones(tmp_path: Path) -
     bare = {key: value for key, value in completion(ONE, " yes").items() if not key.startswith("reasoning")}
     with pytest.raises(DataError, match="hold answers and no rationales"):
         curated(tmp_path, [bare], template="zs")
+
+
+def test_an_arrow_in_a_rationale_is_told(tmp_path: Path) -> None:
+    found = curated(tmp_path, [completion(ONE, " yes.", reasoning_completion="So 3 --> 4.")])
+    assert len(found.kept) == 1 and any("1 kept rationales hold '-->'" in text for text in found.warned)

@@ -476,7 +476,7 @@ EXPLAINED = {  # columns and rows of the scores
     "best (optimistic)": "*Best* is the highest score seen on these very rows, so it is optimistic.",
     "majority": "*Majority*: always the most frequent answer.",
     "chance": "*Chance*: guessing by the frequencies of the answers in train.",
-    "95 % interval": "The interval is the bootstrap's over questions.",
+    "95 % interval": "The interval is the bootstrap's over questions (Wilson's where all or none are right).",
     "contains": "*Contains*: the right answer is somewhere in the text.",
     "format": "*Format*: the text has the mark before the answer that it was trained to have.",
     "complete": "*Complete*: the text ended by itself, not at the token limit.",

@@ -19,6 +19,7 @@ from kdlab.errors import DataError, TrainingError
 from kdlab.stages.completions import Row, read_form, read_records, read_rows, template_of, write_rows
 
 CONSTANT = 0.95  # share of one answer among all predictions that makes a teacher degenerate
+ARROW = "-->"  # what a target of ft_cot_token has before its answer
 REASONS = (
     "incomplete",  # cut at max_tokens, in either step
     "unparsed",  # no answer in it
@@ -96,6 +97,12 @@ def curate(ctx: Context, *, rationales: Path, questions: Path, curation: Mapping
             f"no rationale is left to learn from: of {len(predictions)}, {told}",
             where=f"stage '{ctx.stage}'",
             fix="ask a better teacher (rationales=), more often (method.samples), or keep more (method.curation)",
+        )
+    arrows = sum(ARROW in row["rationale"] for row in kept)
+    if arrows:
+        ctx.warn(
+            f"{arrows} kept rationales hold '{ARROW}': behind the first one the official parser reads the answer "
+            "(method.answer.parser=strict reads behind the last)"
         )
     write_rows(ctx.out, "train", kept)
     write_rows(ctx.out, "dropped", dropped)
