@@ -40,7 +40,7 @@ def test_groups_and_keys(verb: str) -> None:
 def test_options_of_a_group_include_nested_ones_and_leave_out_shared_parts() -> None:
     assert complete("kdlab train method=") == options("method")
     assert complete("kdlab train task=glue/r") == ["task=glue/rte"]
-    assert complete("kdlab train +task=demo/") == ["+task=demo/nli"]
+    assert complete("kdlab train +task=demo/n") == ["+task=demo/nli"]
 
 
 def test_options_of_a_folder_of_ones_own(tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ def test_only_right_rationales_are_learned(runs: Runs, lab: Lab) -> None:
     assert [row["id"] for row in kept] == right
     wrong = 24 - len(right)
     assert result["curation"]["kept"] == len(right) and result["curation"]["dropped"] == {"wrong": wrong}
-    assert f"kept {len(right)} of 24 rationales; dropped: {wrong} wrong" in done.out
+    told = " ".join(done.out.split())
+    assert f"rationales: {len(right)} of 24 kept, for {len(right)} of 24 questions; dropped: {wrong} wrong" in told
     assert result["teacher"]["scores"]["train"]["accuracy"]["selected"] == pytest.approx(len(right) / 24)
     assert result["teacher"]["rationales"] == 32 and set(result["teacher"]["scores"]) == {"train", "test"}
 
