@@ -45,7 +45,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from kdlab.config import Distillation, Encoder, Fit, LayerFit, LayerObjective, LogitFit, Run, Task
+from kdlab.config import Distillation, Encoder, Fit, Hardware, LayerFit, LayerObjective, LogitFit, Run, Task
 from kdlab.errors import ConfigError, KdlabError
 from kdlab.graph import Graph, Stage, Work
 from kdlab.methods.data import Data, data_stages
@@ -260,17 +260,10 @@ class _Builder:
         )
 
     def measured(self, side: str, model: Stage) -> Stage:
-        hardware = self.run.hardware
-        machine = {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "device": hardware.device,
-            "threads": hardware.threads,
-        }
         return Stage(
             "kdlab.stages.evaluate:measure",
             f"measure_{side}",
-            values={"machine": machine},
+            values={"machine": machine(self.run.hardware)},
             inputs={"model": model, "data": self.data.student},
             of_machine=True,
         )
@@ -508,6 +501,16 @@ def _label_problems(run: Run, side: str, config: dict[str, Any]) -> list[str]:
 
 def _listed(values: list[Any]) -> str:
     return ", ".join(str(value) for value in values)
+
+
+def machine(hardware: Hardware) -> dict[str, Any]:
+    """What latency depends on."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "device": hardware.device,
+        "threads": hardware.threads,
+    }
 
 
 def processor() -> str:

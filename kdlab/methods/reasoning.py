@@ -37,7 +37,6 @@ Run it: kdlab train method=ft_cot task=reasoning/multiarith task.source.path=FOL
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +48,7 @@ from kdlab.data.archive import dataset_file
 from kdlab.data.prompts import EMBEDDED
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph, Stage, Work
-from kdlab.methods.distillation import FIT_FIELDS, processor
+from kdlab.methods.distillation import FIT_FIELDS, machine
 from kdlab.models.architectures import estimate_parameters, generator_problem, is_encoder_decoder
 from kdlab.pins import Pinned, Pins
 from kdlab.rationales.completion import Section, endpoint_name, resolve_api
@@ -454,14 +453,7 @@ class _Builder:
         )
 
     def measured(self, student: Stage | None) -> Stage:
-        hardware = self.run.hardware
-        machine = {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "device": hardware.device,
-            "threads": hardware.threads,
-        }
-        values: dict[str, Any] = {"machine": machine}
+        values: dict[str, Any] = {"machine": machine(self.run.hardware)}
         places: dict[str, str] = {}
         if student is None:
             values["model"], places = self.spec()
