@@ -607,11 +607,11 @@ class Child:
 
 @pytest.mark.timeout(90)
 def test_kills_at_any_moment_lose_nothing_that_was_written(tmp_path: Path) -> None:
-    dice, count, path = random.Random(11), 80, tmp_path / "journal.jsonl"
+    dice, count, path = random.Random(11), 160, tmp_path / "journal.jsonl"
     faults = {(f"question {number:03}", 0): Fault(dice.choice(["cut", "drop"])) for number in range(0, count, 9)}
     known: set[str] = set()
     allowed = 0  # answers that were on their way when their process was killed
-    with serving(lambda prompt, tried: faults.get((prompt, tried)), delay=0.01) as server:
+    with serving(lambda prompt, tried: faults.get((prompt, tried)), delay=0.05) as server:  # long enough to be killed
         keys = {key_of(**endpoint(server.url).content(request)): request.prompt for request in questions(count)}
         for sent in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
             before, tried = sum(server.tries.values()), server.tries.copy()
