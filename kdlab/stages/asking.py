@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from kdlab.context import Context
+from kdlab.data.prompts import Style, prompt
 from kdlab.engine.progress import duration
 from kdlab.rationales.completion import Completer, Completion, Progress, Request, Section, address
 from kdlab.rationales.endpoint import Endpoint
 from kdlab.rationales.journal import Journal, Journaled, journal_path
 from kdlab.rationales.local import LocalCompleter
 from kdlab.rationales.prices import dollars, price
+from kdlab.stages.completions import Records, Row, record
 
 SHOWN_EVERY = 10.0  # seconds between two lines of progress
 LOCAL = "local"  # what stands for the endpoint of a model on this machine
@@ -62,6 +64,44 @@ class Asker:
             )
 
         return show
+
+
+def two_steps(
+    pairs: Sequence[tuple[Row, int]],
+    style: Style,
+    ask: Callable[[Sequence[Request]], list[Completion]],
+    known: Callable[[Sequence[Request]], list[Completion | None]],
+) -> Records:
+    """Zero-shot-CoT: all rationales, then with them all answers. pairs: a question and the number of the sample.
+
+    known: what the journal holds; asked first, so that the budget sees what the second step has cost already.
+    """
+
+    def last_prompt(row: Row, text: str, thought: str) -> str:
+        return prompt(row["question"], style, step=2, reasoning_prompt=text, rationale=thought)
+
+    first = [prompt(row["question"], style, step=1) for row, _ in pairs]
+    requests = [Request(text, index) for text, (_, index) in zip(first, pairs, strict=True)]
+    before = zip(pairs, first, known(requests), strict=True)
+    known([Request(last_prompt(row, text, one.text), index) for (row, index), text, one in before if one])
+    thoughts = ask(requests)
+    second = [last_prompt(row, text, one.text) for (row, _), text, one in zip(pairs, first, thoughts, strict=True)]
+    answers = ask([Request(text, index) for text, (_, index) in zip(second, pairs, strict=True)])
+    records: Records = {row["id"]: [] for row, _ in pairs}
+    for (row, index), text, thought, last, answer in zip(pairs, first, thoughts, second, answers, strict=True):
+        records[row["id"]].append(
+            record(
+                row,
+                index,
+                prompt=last,
+                completion=answer.text,
+                finish_reason=answer.finish_reason,
+                reasoning_prompt=text,
+                reasoning=thought.text,
+                reasoning_finish_reason=thought.finish_reason,
+            )
+        )
+    return records
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdlab.artifacts import write_json
 from kdlab.context import Context
@@ -20,10 +20,8 @@ from kdlab.errors import DataError
 from kdlab.rationales.completion import Completion, Request, address
 from kdlab.rationales.prices import CHARACTERS_PER_TOKEN, tokens_at_most
 from kdlab.rationales.tuning import Size, Tuner, training_cost
+from kdlab.stages.asking import Asker, asking, two_steps
 from kdlab.stages.completions import Records, Row, asked_rows, read_rows, record, write_records
-
-if TYPE_CHECKING:
-    from kdlab.stages.asking import Asker
 
 
 def finetune_endpoint(
@@ -113,8 +111,6 @@ def answer_endpoint(
     unless they are kdlab's own, {"path"}. Facts: rows, requests, prompt_tokens, completion_tokens and usd as of
     `rationalise`; answers: tokens, seconds, and tokens_per_second (None if some came from the journal).
     """
-    from kdlab.stages.asking import asking
-
     name = model if student is None else json.loads((student / "model.json").read_text(encoding="utf-8"))["model"]
     assert name is not None, "a student or a model"
     shape = Style(**style)
@@ -149,43 +145,20 @@ class _Told:
         self.asker = asker
         self.known = 0
 
-    def __call__(self, prompts: Sequence[str]) -> list[Completion]:
-        wanted = [Request(text) for text in prompts]
-        self.known += sum(one is not None for one in self.asker.known(wanted))
-        return self.asker(wanted)
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        self.known += sum(one is not None for one in self.asker.known(requests))
+        return self.asker(requests)
 
 
 def _ask(rows: Sequence[Row], style: Style, shots: Sequence[str], ask: _Told, answering: Mapping[str, Any]) -> Records:
-    """One completion of each question; of zs_cot, all rationales before all answers."""
-    if style.template != "zs_cot":
-        prompts = [_prompt(row, style, shots, answering) for row in rows]
-        return {
-            row["id"]: [record(row, 0, prompt=text, completion=one.text, finish_reason=one.finish_reason)]
-            for row, text, one in zip(rows, prompts, ask(prompts), strict=True)
-        }
-
-    def last_prompt(row: Row, text: str, thought: str) -> str:
-        return prompt(row["question"], style, step=2, reasoning_prompt=text, rationale=thought)
-
-    first = [prompt(row["question"], style, step=1) for row in rows]
-    before = zip(rows, first, ask.asker.known([Request(text) for text in first]), strict=True)
-    ask.asker.known([Request(last_prompt(row, text, one.text)) for row, text, one in before if one])  # spent already
-    thoughts = ask(first)
-    second = [last_prompt(row, text, one.text) for row, text, one in zip(rows, first, thoughts, strict=True)]
+    """One completion of each question."""
+    if style.template == "zs_cot":
+        return two_steps([(row, 0) for row in rows], style, ask, ask.asker.known)
+    prompts = [_prompt(row, style, shots, answering) for row in rows]
+    found = ask([Request(text) for text in prompts])
     return {
-        row["id"]: [
-            record(
-                row,
-                0,
-                prompt=last,
-                completion=answer.text,
-                finish_reason=answer.finish_reason,
-                reasoning_prompt=text,
-                reasoning=thought.text,
-                reasoning_finish_reason=thought.finish_reason,
-            )
-        ]
-        for row, text, thought, last, answer in zip(rows, first, thoughts, second, ask(second), strict=True)
+        row["id"]: [record(row, 0, prompt=text, completion=one.text, finish_reason=one.finish_reason)]
+        for row, text, one in zip(rows, prompts, found, strict=True)
     }
 
 

@@ -243,7 +243,6 @@ def answer_questions(
         )
 
     if style.template == "fs_cot":
-        wholes = [prompt(row["question"], style, exemplars=exemplars) for row in rows]
         prompts = [
             fit_exemplars(
                 exemplars,
@@ -256,11 +255,16 @@ def answer_questions(
             for row in rows
         ]
         asked = ids(prompts, None)
-        cut = [too_long == "right" and text != whole for text, whole in zip(prompts, wholes, strict=True)]
+        cut = [
+            too_long == "right" and text != prompt(row["question"], style, exemplars=exemplars)
+            for text, row in zip(prompts, rows, strict=True)
+        ]
     else:
         prompts = [prompt(row["question"], style, step=1 if steps == 2 else None) for row in rows]
-        asked = ids(prompts, max_prompt)
-        cut = [kept != whole for kept, whole in zip(asked, ids(prompts, None), strict=True)]
+        asked = wholes = ids(prompts, None)
+        if any(len(whole) > max_prompt for whole in wholes):
+            asked = ids(prompts, max_prompt)
+        cut = [kept != whole for kept, whole in zip(asked, wholes, strict=True)]
         prompts = [
             str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
             if shorter

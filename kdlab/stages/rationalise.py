@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdlab.context import Context
 from kdlab.data.prompts import Style, answer_prefix, prompt, read_exemplars
 from kdlab.errors import DataError
 from kdlab.rationales import recorded, rules
 from kdlab.rationales.completion import Request
+from kdlab.stages.asking import Asker, asking, two_steps
 from kdlab.stages.completions import Records, Row, read_rows, record, write_records
-
-if TYPE_CHECKING:
-    from kdlab.stages.asking import Asker
 
 
 def rationalise(
@@ -75,8 +73,6 @@ def rationalise(
             key += f"_t{100 * temperature:02.0f}" + (f"_{samples}aug" if samples > 1 else "")
         model = str(writer.get("model") or writer.get("id") or Path(writer["path"]).name)
         options = {"max_tokens": writer["max_tokens"], "temperature": temperature, "stop": writer["stop"]}
-        from kdlab.stages.asking import asking  # late: it loads what rules and records don't need
-
         with asking(ctx, writer, **options, seed=seed) as asker:
             records = _ask(asked, style, shots, asker, samples=samples)
             ctx.facts.update(asker.facts())
@@ -111,50 +107,24 @@ def _by_rules(rows: Sequence[Row], samples: int, *, seed: int, error_rate: float
 def _ask(rows: Sequence[Row], style: Style, shots: Sequence[str], asker: Asker, *, samples: int) -> Records:
     """Ask for `samples` completions of each question; all first steps before all second ones."""
     pairs = [(row, index) for row in rows for index in range(samples)]
+    if style.template != "fs_cot":
+        return two_steps(pairs, style, asker, asker.known)
     records: Records = {row["id"]: [] for row in rows}
-    if style.template == "fs_cot":
-        asked = [prompt(row["question"], style, exemplars=shots) for row, _ in pairs]
-        found = asker([Request(text, index) for text, (_, index) in zip(asked, pairs, strict=True)])
-        end = answer_prefix(style)
-        assert end is not None
-        for (row, index), text, one in zip(pairs, asked, found, strict=True):
-            records[row["id"]].append(
-                record(
-                    row,
-                    index,
-                    prompt=text,
-                    completion=one.text,
-                    finish_reason=one.finish_reason,
-                    reasoning_prompt=text,
-                    reasoning=one.text.partition(end)[0],
-                    reasoning_finish_reason=one.finish_reason,
-                )
-            )
-        return records
-
-    def last_prompt(row: Row, text: str, thought: str) -> str:
-        return prompt(row["question"], style, step=2, reasoning_prompt=text, rationale=thought)
-
-    first = [prompt(row["question"], style, step=1) for row, _ in pairs]
-    requests = [Request(text, index) for text, (_, index) in zip(first, pairs, strict=True)]
-    before = zip(pairs, first, asker.known(requests), strict=True)  # so that the budget sees what step 2 has cost
-    asker.known([Request(last_prompt(row, text, one.text), index) for (row, index), text, one in before if one])
-    thoughts = asker(requests)
-    second = [
-        last_prompt(row, text, thought.text) for (row, _), text, thought in zip(pairs, first, thoughts, strict=True)
-    ]
-    answers = asker([Request(text, index) for text, (_, index) in zip(second, pairs, strict=True)])
-    for (row, index), text, thought, last, answer in zip(pairs, first, thoughts, second, answers, strict=True):
+    asked = [prompt(row["question"], style, exemplars=shots) for row, _ in pairs]
+    found = asker([Request(text, index) for text, (_, index) in zip(asked, pairs, strict=True)])
+    end = answer_prefix(style)
+    assert end is not None
+    for (row, index), text, one in zip(pairs, asked, found, strict=True):
         records[row["id"]].append(
             record(
                 row,
                 index,
-                prompt=last,
-                completion=answer.text,
-                finish_reason=answer.finish_reason,
+                prompt=text,
+                completion=one.text,
+                finish_reason=one.finish_reason,
                 reasoning_prompt=text,
-                reasoning=thought.text,
-                reasoning_finish_reason=thought.finish_reason,
+                reasoning=one.text.partition(end)[0],
+                reasoning_finish_reason=one.finish_reason,
             )
         )
     return records
