@@ -29,16 +29,21 @@ class Source:
     """Where a task's rows come from: exactly one of `hub`, `path` and `demo`."""
 
     hub: str | None = None  # a data set on the Hub: "nyu-mll/glue"
-    config: str | None = None  # its configuration: "rte"
+    config: str | None = None  # its configuration: "rte"; of a task in several languages "{language}"
+    data_dir: str | None = None  # its folder, where the data set has folders in place of configurations: "{language}"
     revision: str | None = None  # branch, tag or commit; pinned to a commit when the run is planned
     path: str | None = None  # a local file, or a folder with one file per split: csv, tsv, jsonl, parquet
     demo: str | None = None  # an embedded generator: "nli"
+    language: str | None = None  # demo: of an embedded task in several languages, one
+    columns: list[str] = field(default_factory=list)  # path: names of the columns of files without a header line
     key: str | None = None  # kind=reasoning with path: the folder has the reasoning-teacher layout, and this is its key
 
 
 @dataclass(kw_only=True)
 class Splits:
     """Names of the source's splits. A local single file has only `train`; `dev` is then cut from it.
+
+    With path and several languages, `{language}` stands for the language: "{language}/train", "{language}.train.1000".
 
     A reasoning task has no dev: its questions are those of train and then of test (if it is named), and
     `task.partition` says which of them are trained on.
@@ -55,6 +60,8 @@ class Evaluation:
 
     split: str = REQUIRED
     config: str | None = None  # a configuration other than the task's
+    data_dir: str | None = None  # a folder other than the task's
+    language: str | None = None  # of an embedded task in several languages
 
 
 @dataclass(kw_only=True)
@@ -140,6 +147,10 @@ class Task:
     text: list[str] = REQUIRED  # one or two columns
     label: str = "label"  # the column with the label
     labels: list[str] | None = None  # names of the classes in the order of their ids; none for regression
+    label_names: dict[str, str] = field(default_factory=dict)  # class names by what the column holds: "1.0": neg
+    languages: list[str] = field(default_factory=list)  # codes (en, es) of what is scored; none: a task in one language
+    source_language: str = "en"  # whose training rows have labels, and are translated
+    language_names: dict[str, str] = field(default_factory=dict)  # what the source calls a language: en: english
     splits: Splits = field(default_factory=Splits)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)  # further sets, by name
     metric: str = choice("accuracy", "accuracy", "f1", "macro_f1", "mcc", "pearson_spearman", "pearson", "spearman")
@@ -161,7 +172,8 @@ class Task:
     compare: str = choice("string", "string", "number")  # answer=number: "18.0" is no "18", as in the official code
     partition: Partition = field(default_factory=Partition)
     generate: Generate = field(default_factory=Generate)
-    dev_limit: int | None = None  # score only so many rows of dev, the same for every seed
+    dev_limit: int | None = None  # score only so many rows of dev (of each language), the same for every seed
+    test_limit: int | None = None  # several languages: score only so many rows of each one's test
     epochs: Epochs = field(default_factory=Epochs)
     rows: int | None = None  # training rows, only for the estimates of `kdlab plan`
 
@@ -424,6 +436,76 @@ class Rationales:
 
 
 @dataclass(kw_only=True)
+class Contrast:
+    """Supervised contrastive loss on the projected [CLS] vectors of a text and its translation."""
+
+    weight: float = 0.0  # lambda; hard labels get 1 - lambda; 0: off
+    temperature: float = 0.3
+    base_temperature: float = 1.0  # the loss is scaled by temperature / base_temperature
+    positives: str = choice("epsilon", "epsilon", "clamp")  # divisor: positives + epsilon; clamp: at least 1
+    epsilon: float = 1e-4
+    head: str = choice("mlp", "mlp", "linear")  # of the projection, which is not part of the student
+    size: int = 128  # of the projected vectors
+
+
+@dataclass(kw_only=True)
+class PairFit(Fit):
+    """Training on a source-language text and its translation, which share a label; or on one text alone."""
+
+    alpha: float = 0.5  # weight of the source-language text's labels; the translation's get 1 - alpha
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), not folded; 0: no mixed views
+    mixed_source: float = 1.0  # weight of the mixed source-language text beside its clean one (beta1)
+    mixed_target: float = 1.0  # the same of the translation (beta2)
+    contrast: Contrast = field(default_factory=Contrast)
+    normalise_terms: bool = False  # scale the terms' weights to 1 - lambda for labels and lambda for contrast
+
+
+@dataclass(kw_only=True)
+class Selection:
+    """Which scores choose the checkpoint: their mean over languages."""
+
+    languages: str = choice("all", "all", "source")  # source: the source language's rows only
+    view: str = choice("original", "original", "translated", "both")
+
+
+@dataclass(kw_only=True)
+class Crosslingual(Method):
+    """The family of MUSC: one multilingual student, trained and asked on texts and their translations."""
+
+    family: str = "crosslingual"
+    texts: str = choice("translated", "original", "translated", "back_translated")  # OR, MT, BT of training
+    # original: each language's own rows; translated: the source language's rows and their translations, in pairs;
+    # back_translated: each language's own rows, to the source language and back
+    languages: list[str] = field(default_factory=list)  # trained on; none: all, for texts=translated but the source's
+    student: PairFit = field(default_factory=PairFit)
+    select: Selection = field(default_factory=Selection)
+    views: list[str] = choices(["original", "translated"], "original", "translated", "back_translated")
+    # of the rows to be scored: OR; MT: in the source language; BT: to the source language and back
+    inference: str = choice("both", "original", "translated", "both")  # the run's own score; all are reported
+    ensemble: str = choice("probabilities", "probabilities", "logits")  # inference=both: mean, or sum
+    share: float = 0.5  # inference=both: of the translated view in the mean
+
+
+@dataclass(kw_only=True)
+class Translator:
+    """Who translates. `{source}` and `{target}` in `model` and `path` stand for the languages' codes."""
+
+    name: str = REQUIRED
+    kind: str = choice("rules", "rules", "apertium", "hf", "recorded")
+    model: str | None = None  # hf: Hub id or folder: facebook/m2m100_418M, Helsinki-NLP/opus-mt-{source}-{target}
+    revision: str | None = None  # hf
+    path: str | None = None  # recorded: a file, or a folder with XTREME's files
+    codes: dict[str, str] = field(default_factory=dict)  # the translator's name of a language: zh: zho_Hant
+    pivots: dict[str, str] = field(default_factory=dict)  # languages that are reached by another one: fr: es
+    unit: str = choice("text", "text", "sentence")  # sentence: texts are cut into sentences, each is translated alone
+    beams: int = 5  # hf
+    max_tokens: int = 256  # hf: of a unit and of its translation; longer ones are cut, and counted
+    batch_size: int = 32  # hf: units at once
+    precision: str = choice("fp32", "fp32", "bf16")  # hf
+    max_missing: float = 0.1  # share of a language's texts without translation at which the stage stops
+
+
+@dataclass(kw_only=True)
 class Budget:
     """Where spending stops, in each stage by itself that pays an endpoint: rationales, student, answers; None: nowhere.
 
@@ -471,6 +553,7 @@ class Run:
     task: Task = REQUIRED
     supplement: Task | None = None  # what the layer stage is trained on, in place of the task: task@supplement=NAME
     rationales: Rationales = field(default_factory=lambda: Rationales(name="rules"))
+    translator: Translator = field(default_factory=lambda: Translator(name="rules"))
     budget: Budget = field(default_factory=Budget)
     hardware: Hardware = REQUIRED
     tracking: Tracking = REQUIRED
@@ -478,7 +561,7 @@ class Run:
     seed: int = 42
     precision: str = choice("fp32", "fp32", "bf16", "fp16")  # of training; evaluation is always fp32
     select_on: str = choice("heldout", "heldout", "dev", "last", "test")
-    # which scores choose a stage's checkpoint; test: only for reasoning, as the paper does, and labelled
+    # which scores choose a stage's checkpoint; test: only for reasoning and crosslingual, as the papers' code does
     curves: int = 256  # rows of train and of dev on which each trained stage's loss is followed; 0: none
     name: str | None = None  # of the run or the sweep; default: made from what it does
     fresh: list[str] = field(default_factory=list)  # stages to run again, with all that depends on them

@@ -57,3 +57,8 @@ class Context:
     def journals(self) -> Path:
         """Where paid answers are kept, beside all artifacts: they outlive the stage that asked."""
         return self.out.parent.parent / "journals"
+
+    @property
+    def translations(self) -> Path:
+        """Where translated sentences are kept, beside all artifacts: other stages and other tasks re-use them."""
+        return self.out.parent.parent / "translations"

@@ -54,7 +54,8 @@ def test_contents_and_padding() -> None:
     assert part["token_type_ids"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0]]
     assert part["labels"].tolist() == [0, 2, -100]
     assert part["real"] is True
-    assert {part[name].dtype for name in part if name != "real"} == {torch.int64}
+    assert part["share"] == 1.0
+    assert {part[name].dtype for name in part if name not in ("real", "share")} == {torch.int64}
     assert not rows.labelled and rows.ids.tolist() == [0, 2, 4] and len(rows) == 3
 
 
@@ -177,7 +178,7 @@ def test_resuming_inside_an_epoch() -> None:
         assert len(rest) == len(whole) - start
         for ours, theirs in zip(rest, whole[start:], strict=True):
             for left, right in zip(ours, theirs, strict=True):
-                assert all(torch.equal(left[name], right[name]) for name in left if name != "real")
+                assert all(torch.equal(left[name], right[name]) for name in left if name not in ("real", "share"))
 
 
 def test_open_encoded_names_what_is_there(tmp_path: Path) -> None:

@@ -185,3 +185,167 @@ def test_hub_that_is_offline_or_no_hub_at_all() -> None:
     for name in ("csv", "../data", "a/b/c"):
         with pytest.raises(DataError, match="is no data set on the Hub"):
             tasks.read_raw({"hub": name}, "train", text=("a",), label="label")
+
+
+# Local files of tasks in several languages
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.csv", "train"),
+        ("en/train.csv", "en/train"),
+        ("jp/books/test.csv", "jp/books/test"),
+        ("train.en.csv", "train.en"),
+        ("english.train.1000.csv", "english.train.1000"),
+    ],
+)
+def test_a_split_may_have_folders_and_dots(tmp_path: Path, name: str, split: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    file = write(tmp_path / name)
+    assert tasks.find_file(tmp_path, split) == file
+    assert read(tmp_path, split).num_rows == 3
+
+
+def test_a_file_called_just_as_the_split(tmp_path: Path) -> None:
+    (tmp_path / "english.train.1000").write_text("CCAT\tShares rose.\nGCAT\tRain fell.\n")
+    assert tasks.find_file(tmp_path, "english.train.1000").name == "english.train.1000"
+    with pytest.raises(DataError, match=r"end in '\.1000' can't be read") as caught:
+        read(tmp_path, "english.train.1000", text=("text",))
+    assert "task.source.columns" in str(caught.value)
+    known = write(tmp_path / "english.train.1000.csv")
+    assert tasks.find_file(tmp_path, "english.train.1000") == known, "a known format goes first"
+
+
+def test_splits_that_are_not_there(tmp_path: Path) -> None:
+    for language in ("de", "en"):
+        (tmp_path / "data" / language).mkdir(parents=True)
+    write(tmp_path / "data" / "en" / "train.csv")
+    with pytest.raises(tasks.AbsentDataError, match=r"no folder for the split 'fr/train'\. There are: de, en\."):
+        tasks.find_file(tmp_path / "data", "fr/train")
+    with pytest.raises(tasks.AbsentDataError, match=r"no file for the split 'de/train'\. It has: no data file"):
+        tasks.find_file(tmp_path / "data", "de/train")
+    with pytest.raises(tasks.AbsentDataError, match=r"does not exist\. There are: data\."):
+        tasks.find_file(tmp_path / "date", "train")
+    for split in ("../train", str(tmp_path / "data" / "en" / "train"), "en/../../train"):
+        with pytest.raises(DataError, match="outside of the data's folder"):
+            tasks.find_file(tmp_path / "data", split)
+
+
+LINES = 'CCAT\t"Buy," he said.\nMCAT\t"All of it."\n\nCCAT\tsays ""no\n'
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "train.txt", "english.train.1000", "english.dev"])
+def test_tabs_without_a_header(tmp_path: Path, name: str) -> None:
+    """A line is a row, whatever the quotes."""
+    (tmp_path / name).write_text(LINES, encoding="utf-8")
+    split = name if name.startswith("english") else "train"
+    source = {"path": str(tmp_path), "columns": ["label", "text"]}
+    raw = tasks.read_raw(source, split, text=["text"], label="label")
+    assert raw.available == ["label", "text"] and raw.lines == [1, 2, 4]
+    table = tasks.canonical(raw, text=["text"], label="label", labels=["CCAT", "MCAT"], kind="classification")
+    assert table["text_a"].to_pylist() == ['"Buy," he said.', "All of it.", 'says ""no']
+    assert table["label"].to_pylist() == [0, 1, 0]
+
+
+def test_commas_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('1,"one, two"\n0,"three\nfour"\n')
+    source = {"path": str(tmp_path), "columns": ["label", "text"]}
+    raw = tasks.read_raw(source, "train", text=["text"], label="label")
+    assert raw.columns["text"].to_pylist() == ["one, two", "three\nfour"]
+    assert raw.columns["label"].to_pylist() == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "what", "place"),
+    [
+        ("train.tsv", "a\tb\na\tb\tc\n", ["label", "text"], "3 fields, and 2 columns are named: label, text", "line 2"),
+        ("train.csv", "a,b\n\n\na\n", ["label", "text"], "1 fields, and 2 columns are named", "line 4"),
+        ("train.tsv", "a\tb\n", ["label", "body"], "no column 'text'. There are: 'label', 'body'", "task.text"),
+        ("train.tsv", "a\tb\n", ["text", "text"], "'text' twice", "train.tsv"),
+        ("train.jsonl", '{"text": "a"}\n', ["text"], ".jsonl file names its columns itself", "task.source.columns"),
+        ("train.tsv", "\n\n", ["label", "text"], "'train' has no rows", "train.tsv"),
+    ],
+)
+def test_faults_of_files_without_a_header(
+    tmp_path: Path, name: str, content: str, columns: list[str], what: str, place: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        tasks.read_raw({"path": str(tmp_path), "columns": columns}, "train", text=["text"], label="label")
+    assert what in str(caught.value) and place in str(caught.value)
+
+
+def test_columns_are_for_local_files() -> None:
+    for source in ({"demo": "nli"}, {"hub": "owner/name"}):
+        with pytest.raises(DataError, match="have names already"):
+            tasks.read_raw({**source, "columns": ["premise"]}, "train", text=["premise"], label=None)
+
+
+REVIEWS = """<?xml version="1.0" encoding="UTF-8"?>
+<items>
+<item><category>books</category><rating>4.0</rating><url>u</url><text>Gut &amp; günstig.
+Zweite Zeile.</text><title>T</title><summary>S</summary></item>
+
+<item><summary>S</summary><rating>1.0</rating><text>二度と買わない</text></item>
+
+<item><category>books</category><rating>5.0</rating></item>
+
+</items>
+"""
+
+
+def test_reviews_of_cls(tmp_path: Path) -> None:
+    """The official layout: fields in any order, entities, line ends inside; a field may be missing."""
+    (tmp_path / "de" / "books").mkdir(parents=True)
+    (tmp_path / "de" / "books" / "train.review").write_text(REVIEWS, encoding="utf-8")
+    source = {"path": str(tmp_path), "label_names": {"1": "bad", "2": "bad", "4": "good", "5": "good"}}
+    raw = tasks.read_raw(source, "de/books/train", text=["text"], label="rating")
+    assert raw.available == ["category", "rating", "url", "text", "title", "summary"]
+    assert raw.columns["rating"].to_pylist() == ["good", "bad", "good"]
+    table = tasks.canonical(raw, text=["text"], label="rating", labels=["bad", "good"], kind="classification")
+    assert table["text_a"].to_pylist() == ["Gut & günstig.\nZweite Zeile.", "二度と買わない", ""]
+    assert table["label"].to_pylist() == [1, 0, 1]
+    (tmp_path / "de" / "books" / "test.review").write_text("<items>\n<item><text>a & b</text></item>\n</items>\n")
+    with pytest.raises(DataError, match="is no XML") as caught:
+        tasks.read_raw(source, "de/books/test", text=["text"], label="rating")
+    assert "test.review, line 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ([0, 4, 2], {"0": "1", "2": "3", "4": "5"}, ["1", "5", "3"]),
+        ([1.0, 5.0, None], {"1.0": "bad", "5": "good"}, ["bad", "good", None]),
+        (["1", " 5.0", ""], {"1.0": "bad", "5": "good"}, ["bad", "good", ""]),
+        (["contradictory", "neutral", "-1"], {"contradictory": "contradiction"}, ["contradiction", "neutral", "-1"]),
+        ([True, False, True], {"true": "yes", "false": "no"}, ["yes", "no", "yes"]),
+    ],
+)
+def test_label_names(tmp_path: Path, values: list[Any], names: dict[str, str], expected: list[Any]) -> None:
+    path = write(tmp_path / "train.parquet", [{"a": "t", "label": value} for value in values])
+    raw = tasks.read_raw({"path": str(path), "label_names": names}, "train", text=["a"], label="label")
+    assert raw.columns["label"].to_pylist() == expected
+
+
+def test_a_value_without_a_label_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv", [{"a": "t", "label": "4"}, {"a": "t", "label": "3"}])
+    raw = tasks.read_raw({"path": str(path), "label_names": {"4": "good"}}, "train", text=["a"], label="label")
+    assert tasks.find_labels(raw, "label") == ["3", "good"]
+    with pytest.raises(DataError, match=r"label '3' is none of \['bad', 'good'\]"):
+        tasks.canonical(raw, text=["a"], label="label", labels=["bad", "good"], kind="classification")
+
+
+def test_embedded_task_in_several_languages() -> None:
+    rows = {
+        language: tasks.read_raw(
+            {"demo": "sentiment_xx", "language": language}, "train", text=["text"], label="label"
+        ).columns["text"]
+        for language in ("en", "es")
+    }
+    assert len(rows["en"]) == len(rows["es"]) and rows["en"] != rows["es"]
+    with pytest.raises(DataError, match="has several languages: en, es"):
+        tasks.read_raw({"demo": "sentiment_xx"}, "train", text=["text"], label="label")
+    for demo, language, there in (("sentiment_xx", "tlh", "en, es"), ("nli", "en", "one only")):
+        with pytest.raises(tasks.AbsentDataError, match=f"no language '{language}'. It has: {there}"):
+            tasks.read_raw({"demo": demo, "language": language}, "train", text=["text"], label="label")

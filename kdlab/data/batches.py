@@ -167,10 +167,11 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[dict[str, Any]]]:
         """The optimiser steps of an epoch from step `start` on.
 
-        Each is a list of micro-batches: the tensors of the rows' `collate`, and "real" (bool).
+        Each is a list of micro-batches: the tensors of the rows' `collate`, "real" (bool), and "share": its rows over
+        those of the whole batch in all processes.
         """
         for batch in self.order(epoch)[start:]:
-            yield [self._collate(rows, real) for rows, real in self._parts(batch)]
+            yield [self._collate(rows, real, len(batch)) for rows, real in self._parts(batch)]
 
     def _parts(self, batch: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], bool]]:
         most = -(-len(batch) // self.world)  # rows of the first process, which has the most
@@ -180,8 +181,9 @@ class Batches:
         phantoms = -(-most // size) - len(parts)
         return parts + [(batch[:1], False)] * phantoms
 
-    def _collate(self, rows: np.ndarray[Any, Any], real: bool) -> dict[str, Any]:
+    def _collate(self, rows: np.ndarray[Any, Any], real: bool, whole: int) -> dict[str, Any]:
         width = self.pad_to or int(self.rows.lengths[rows].max())
         batch = self.rows.collate(rows, pad_token_id=self.pad_token_id, width=width)
         batch["real"] = real
+        batch["share"] = len(rows) / whole
         return batch

@@ -6,6 +6,9 @@ without a question). Hidden labels, written as -1 in public benchmarks, become n
 and a regression's whole split of -1.
 
 A .txt file has one column, `text`: its documents, which blank lines part; without blank lines each line is one.
+A .review file is XML with one element a row, whose children are the columns: CLS (Prettenhofer and Stein 2010, Zenodo
+record 3251672). A file without a header line is read with the names in source["columns"]: .csv parted by commas,
+everything else by tabs, where one line is one row.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +34,17 @@ import pyarrow.parquet as pq
 
 from kdlab.errors import DataError, HubError
 
-DEMOS = {"nli": "kdlab.data.demo.nli"}  # modules with rows(split) -> list of dicts
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
+DEMOS = {  # modules with rows(split), or rows(split, language), -> list of dicts
+    "nli": "kdlab.data.demo.nli",
+    "sentiment_xx": "kdlab.data.demo.sentiment_xx",
+}
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt", ".review")
+NAMED = (".jsonl", ".parquet", ".review")  # formats that name their columns in any case
 HIDDEN = ("", "-1")  # how a file or a benchmark writes "no label"
+
+
+class AbsentDataError(DataError):
+    """The source has no such file, folder, configuration or split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +72,13 @@ def read_raw(
 ) -> Raw:
     """The asked columns of one split, as they stand in the source. label: None where nobody wants to know.
 
+    source: as in `kdlab.config.Source`. Also `language` of an embedded task in several languages, and `label_names`:
+    class names by what the label column holds, as text; a whole number may be written with or without ".0", and values
+    that are not among them stay as they are.
     further: columns that are taken if they exist, and may hold lists and mappings (in text files as JSON).
 
-    Raises DataError for anything the data does wrong, HubError where the Hub can't give the split.
+    Raises DataError for anything the data does wrong (AbsentDataError for what is not there), HubError where the Hub
+    can't give the split.
     """
     given = [key for key in ("hub", "path", "demo") if source.get(key)]
     if len(given) != 1:
@@ -75,17 +91,26 @@ def read_raw(
             f"The configuration {config!r} was asked of a {given[0]} source; only the Hub has them.",
             where="task.evaluations",
         )
+    columns = source.get("columns") or ()
+    if columns and given != ["path"]:
+        raise DataError(
+            f"The columns of a {given[0]} source have names already.",
+            where="task.source.columns",
+            fix="Leave it out; task.text and task.label choose columns.",
+        )
     if given == ["hub"]:
         raw = _read_hub(source, split, config or source.get("config"), [*text, *further], label)
     elif given == ["path"]:
-        raw = _read_file(find_file(Path(source["path"]), split), text, label, further)
+        raw = _read_file(find_file(Path(source["path"]), split), text, label, further, columns)
     else:
-        raw = _read_demo(source["demo"], split, [*text, *([label] if label else []), *further])
+        wanted = [*text, *([label] if label else []), *further]
+        raw = _read_demo(source["demo"], split, wanted, source.get("language"))
     if absent := [column for column in text if column not in raw.columns]:
         raise _absent(absent[0], raw, "task.text")
     if not len(raw.columns[text[0]]):
         raise DataError(f"The split {split!r} has no rows.", where=raw.where)
-    return raw
+    names = source.get("label_names")
+    return raw if label is None or label not in raw.columns or not names else _renamed(raw, label, names)
 
 
 def read_texts(
@@ -244,12 +269,7 @@ def _classes(raw: Raw, label: str, labels: Sequence[str]) -> pa.Array:
     if len(ids) < len(labels):
         raise DataError(f"A name appears twice in the labels {list(labels)}.", where="task.labels")
     numbered = not any(re.fullmatch(r"-?\d+", name) for name in labels)
-    try:
-        encoded = _as_strings(raw.columns[label]).dictionary_encode()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"The column {label!r} holds no labels but {raw.columns[label].type}.", where=raw.where
-        ) from error
+    encoded = _encoded(raw, label)
     codes: list[int] = []
     for position, value in enumerate(encoded.dictionary.to_pylist()):
         name = value.strip()
@@ -272,6 +292,15 @@ def _classes(raw: Raw, label: str, labels: Sequence[str]) -> pa.Array:
     indices = encoded.indices.fill_null(len(codes)).to_numpy(zero_copy_only=False)
     values = np.array([*codes, -1], dtype=np.int64)[indices]
     return pa.array(values, mask=values < 0) if (values < 0).any() else pa.array(values)
+
+
+def _encoded(raw: Raw, label: str) -> pa.DictionaryArray:
+    try:
+        return _as_strings(raw.columns[label]).dictionary_encode()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"The column {label!r} holds no labels but {raw.columns[label].type}.", where=raw.where
+        ) from error
 
 
 def _targets(raw: Raw, label: str) -> pa.Array:
@@ -310,6 +339,24 @@ def _targets(raw: Raw, label: str) -> pa.Array:
     return pa.array(numbers, mask=missing) if missing.any() else pa.array(numbers)
 
 
+def _renamed(raw: Raw, label: str, names: Mapping[str, str]) -> Raw:
+    """`raw` with class names in place of what its label column holds."""
+    known = {_whole(value): name for value, name in names.items()}
+
+    def name_of(value: str) -> str:
+        return known.get(_whole(value), value)
+
+    encoded = _encoded(raw, label)
+    values = pa.array(list(map(name_of, encoded.dictionary.to_pylist())), pa.string())
+    owned = None if raw.names is None else list(dict.fromkeys(map(name_of, raw.names)))
+    return replace(raw, columns={**raw.columns, label: values.take(encoded.indices)}, names=owned)
+
+
+def _whole(value: str) -> str:
+    """The value without blanks around it, and of a whole number without ".0"."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", value.strip())
+
+
 # The Hub
 
 
@@ -319,7 +366,7 @@ def _read_hub(source: Mapping[str, Any], split: str, config: str | None, text: S
 
     name, revision = str(source["hub"]), source.get("revision")
     with _hub_errors(source, split, config) as where:
-        data = load_dataset(name, config, split=split, revision=revision)
+        data = load_dataset(name, config, data_dir=source.get("data_dir"), split=split, revision=revision)
     columns = {column: _flat(data.data.column(column)) for column in text if column in data.column_names}
     names = None
     if label is not None and label in data.column_names:
@@ -338,8 +385,9 @@ def _stream_hub(source: Mapping[str, Any], split: str, text: Sequence[str]) -> I
     from datasets import load_dataset
 
     name, config, revision = str(source["hub"]), source.get("config"), source.get("revision")
+    folder = source.get("data_dir")
     with _hub_errors(source, split, config) as where:
-        data = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        data = load_dataset(name, config, data_dir=folder, split=split, revision=revision, streaming=True)
         available = data.column_names or list(next(iter(data), {}))
         if absent := [column for column in text if column not in available]:
             raise _absent(absent[0], Raw(columns={}, available=available, where=where), "task.text")
@@ -359,8 +407,9 @@ def _hub_errors(source: Mapping[str, Any], split: str, config: str | None) -> It
     """Gives the place for messages; what the Hub's client raises inside becomes an error that can be mended."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    name, revision = str(source["hub"]), source.get("revision")
-    where = f"{name}{f'/{config}' if config else ''}, split {split}" + (f", revision {revision}" if revision else "")
+    name, revision, folder = str(source["hub"]), source.get("revision"), source.get("data_dir")
+    parts = [f"{name}{f'/{config}' if config else ''}", f"folder {folder}" if folder else "", f"split {split}"]
+    where = ", ".join(filter(None, [*parts, f"revision {revision}" if revision else ""]))
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise DataError(
             f"{name!r} is no data set on the Hub.",
@@ -374,30 +423,38 @@ def _hub_errors(source: Mapping[str, Any], split: str, config: str | None) -> It
             _first_line(error), where=where, fix="Check task.source; private data sets need `hf auth login`."
         ) from error
     except ConnectionError as error:
-        raise HubError(
-            f"The Hub can't be reached to load {name}.",
-            where=where,
-            fix="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give local files in task.source.path.",
-        ) from error
+        raise _unreachable(name, where) from error
     except (DatasetsError, ValueError, RuntimeError, OSError) as error:
-        raise _hub_problem(error, name, config, split, where) from error
+        raise _hub_problem(error, source, config, split, where) from error
 
 
-def _hub_problem(error: Exception, name: str, config: str | None, split: str, where: str) -> Exception:
-    said = _first_line(error)
+def _unreachable(name: str, where: str, more: str = "") -> HubError:
+    return HubError(
+        f"The Hub can't be reached to load {name}{more}.",
+        where=where,
+        fix="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give local files in task.source.path.",
+    )
+
+
+def _hub_problem(
+    error: Exception, source: Mapping[str, Any], config: str | None, split: str, where: str
+) -> DataError | HubError:
+    name, folder, said = str(source["hub"]), source.get("data_dir"), _first_line(error)
     listed = re.search(r"\[.*?\]", str(error), flags=re.DOTALL)
     exists = listed.group(0) if listed else "unknown"
     if said.startswith(("Unknown split", "Bad split")):
-        return DataError(
-            f"{name}{f' ({config})' if config else ''} has no split {split!r}. It has: {exists}.",
+        part = ", ".join(filter(None, (config, f"folder {folder}" if folder else "")))
+        return AbsentDataError(
+            f"{name}{f' ({part})' if part else ''} has no split {split!r}. It has: {exists}.",
             where=where,
             fix="Set task.splits and task.evaluations to splits that exist.",
         )
     if said.startswith("BuilderConfig"):
-        return DataError(
+        folders = "" if folder else ", or task.source.data_dir where its parts are folders (refs/convert/parquet)"
+        return AbsentDataError(
             f"{name} has no configuration {config!r}. It has: {exists}.",
             where=where,
-            fix="Set task.source.config to one of them.",
+            fix=f"Set task.source.config to one of them{folders}.",
         )
     if said.startswith("Config name is missing"):
         return DataError(
@@ -405,11 +462,37 @@ def _hub_problem(error: Exception, name: str, config: str | None, split: str, wh
             where=where,
             fix="Set task.source.config to one of them.",
         )
+    if folder and (isinstance(error, FileNotFoundError) or said.startswith("Couldn't find cache")):
+        there = _hub_folders(name, str(PurePosixPath(folder).parent), source.get("revision"))
+        if there is None:
+            return _unreachable(name, where, "; of a folder there (task.source.data_dir) the local cache is no help")
+        if folder.strip("/") not in there:
+            return AbsentDataError(
+                f"{name} has no folder {folder!r}. It has: {', '.join(there) or 'no folders'}.",
+                where=where,
+                fix="Set task.source.data_dir to one of them.",
+            )
     return HubError(
         f"The Hub's data set {name} can't be loaded: {said}",
         where=where,
         fix="Data sets must be plain files (Parquet, CSV, JSON): loading scripts are not run.",
     )
+
+
+def _hub_folders(name: str, parent: str, revision: str | None) -> list[str] | None:
+    """The folders in the folder `parent` of a data set on the Hub; None if the Hub can't be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFolder
+
+    inner = None if parent == "." else parent
+    try:
+        entries = list(HfApi().list_repo_tree(name, inner, revision=revision, repo_type="dataset"))
+    except EntryNotFoundError:
+        return []
+    except Exception:  # whatever the client's own libraries raise where there is no network
+        return None
+    return [entry.path for entry in entries if isinstance(entry, RepoFolder)]
 
 
 def _first_line(error: BaseException) -> str:
@@ -419,57 +502,112 @@ def _first_line(error: BaseException) -> str:
 # Embedded tasks
 
 
-def _read_demo(name: str, split: str, wanted: Sequence[str]) -> Raw:
+def _read_demo(name: str, split: str, wanted: Sequence[str], language: str | None) -> Raw:
     if name not in DEMOS:
         raise DataError(f"There is no embedded task {name!r}. There are: {', '.join(DEMOS)}.", where="task.source.demo")
-    rows = importlib.import_module(DEMOS[name]).rows(split)
+    module = importlib.import_module(DEMOS[name])
+    where = f"embedded task {name}, split {split}" + (f", language {language}" if language else "")
+    spoken = getattr(module, "LANGUAGES", ())
+    if language is None and spoken:
+        raise DataError(
+            f"The embedded task {name} has several languages: {', '.join(spoken)}.",
+            where=where,
+            fix="Set task.source.language to one of them, or task.languages to several.",
+        )
+    if language is not None and language not in spoken:
+        raise AbsentDataError(
+            f"The embedded task {name} has no language {language!r}. It has: {', '.join(spoken) or 'one only'}.",
+            where=where,
+            fix="Set task.languages to languages that it has.",
+        )
+    rows = module.rows(split) if language is None else module.rows(split, language)
     available = list(rows[0]) if rows else []
     columns = {key: pa.array([_scalar(row[key]) for row in rows], pa.string()) for key in wanted if key in available}
-    return Raw(columns=columns, available=available, where=f"embedded task {name}, split {split}")
+    return Raw(columns=columns, available=available, where=where)
 
 
 # Local files
 
 
 def find_file(path: Path, split: str) -> Path:
-    """The file with a split: `path` itself for `train`, or the one of that name in the folder `path`."""
+    """The file with a split: `path` itself for `train`, or the one of that name in the folder `path`.
+
+    A split may stand in a folder ("en/train"). Its file is called as the split is, with a suffix (train.csv) or, if
+    there is none such, exactly so (MLDoc's english.train.1000).
+    """
     path = path.expanduser()
     if not path.exists():
-        raise DataError("The data's file or folder does not exist.", where=str(path), fix="Check task.source.path.")
+        raise AbsentDataError(
+            f"The data's file or folder does not exist.{_neighbours(path)}",
+            where=str(path),
+            fix="Check task.source.path.",
+        )
     if not path.is_dir():
         if split != "train":
-            raise DataError(
+            raise AbsentDataError(
                 f"A single file holds only the split 'train', not {split!r}.",
                 where=str(path),
                 fix=f"Give a folder with train{path.suffix} and {split}{path.suffix} as task.source.path.",
             )
         return path
-    found = sorted(child for child in path.iterdir() if child.is_file() and child.stem == split)
-    found = [child for child in found if child.suffix.lower() in SUFFIXES]
+    inner = Path(split)
+    if inner.is_absolute() or ".." in inner.parts:
+        raise DataError(
+            f"The split {split!r} is outside of the data's folder.",
+            where=str(path),
+            fix="Name a split inside it.",
+        )
+    folder = path / inner.parent
+    if not folder.is_dir():
+        raise AbsentDataError(
+            f"There is no folder for the split {split!r}.{_neighbours(folder)}",
+            where=str(folder),
+            fix="Check task.source.path and task.splits.",
+        )
+    files = sorted(child for child in folder.iterdir() if child.is_file())
+    known = [child for child in files if child.suffix.lower() in SUFFIXES]
+    found = [child for child in known if child.stem == inner.name]
+    found = found or [child for child in files if child.name == inner.name]
     if len(found) == 1:
         return found[0]
     if found:
         raise DataError(
             f"The split {split!r} is there {len(found)} times: {', '.join(child.name for child in found)}.",
-            where=str(path),
+            where=str(folder),
             fix="Keep one of them.",
         )
-    there = sorted(child.name for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
-    raise DataError(
-        f"The folder has no file for the split {split!r}. It has: {', '.join(there) or 'no data file'}.",
-        where=str(path),
-        fix=f"Name one {split}.csv (or {', '.join(SUFFIXES[1:])}), or set task.splits.",
+    there = ", ".join(child.name for child in known) or "no data file"
+    raise AbsentDataError(
+        f"The folder has no file for the split {split!r}. It has: {there}.",
+        where=str(folder),
+        fix=f"Name one {inner.name}.csv (or {', '.join(SUFFIXES[1:])}), or set task.splits.",
     )
 
 
-def _read_file(path: Path, text: Sequence[str], label: str | None, further: Sequence[str]) -> Raw:
+def _neighbours(path: Path) -> str:
+    """What there is in place of a file or folder that is not there; nothing if its own folder is not there either."""
+    if not path.parent.is_dir():
+        return ""
+    there = sorted(child.name for child in path.parent.iterdir() if not child.name.startswith("."))
+    return f" There are: {', '.join([*there[:20], *(['...'] if len(there) > 20 else [])])}." if there else ""
+
+
+def _read_file(path: Path, text: Sequence[str], label: str | None, further: Sequence[str], names: Sequence[str]) -> Raw:
+    """names: of the columns, where the file has no header line."""
     wanted = [*text, *([] if label is None else [label]), *further]
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if names and suffix in NAMED:
+        raise DataError(
+            f"A {suffix} file names its columns itself.",
+            where=str(path),
+            fix="Leave out task.source.columns: it is for csv and tsv files without a header line.",
+        )
+    if suffix not in SUFFIXES and not names:
         raise DataError(
             f"Files that end in {suffix or 'nothing'!r} can't be read.",
             where=str(path),
-            fix=f"Convert it to one of {', '.join(SUFFIXES)}.",
+            fix=f"Convert it to one of {', '.join(SUFFIXES)}; if its columns are parted by tabs and have no names, "
+            "name them in task.source.columns.",
         )
     try:
         if path.stat().st_size == 0:
@@ -479,6 +617,10 @@ def _read_file(path: Path, text: Sequence[str], label: str | None, further: Sequ
         content = _decode(path.read_bytes(), str(path))
     except OSError as error:
         raise DataError(f"The file can't be read: {error.strerror or error}.", where=str(path)) from error
+    if names:
+        return _read_unnamed(content, str(path), wanted, names, tabs=suffix != ".csv")
+    if suffix == ".review":
+        return _read_elements(content, str(path), wanted)
     if suffix == ".jsonl":
         return _read_jsonl(content, str(path), wanted, required=text, nested=further)
     if suffix == ".txt":
@@ -598,25 +740,63 @@ def _read_delimited(text: str, where: str, wanted: Sequence[str], *, tabs: bool)
     if not rows:
         raise DataError("The file has no header and no rows.", where=where)
     header = [name.strip() for name in rows[0]]
+    return _of_fields(rows[1:], lines[1:], where, wanted, header)
+
+
+def _read_unnamed(text: str, where: str, wanted: Sequence[str], names: Sequence[str], *, tabs: bool) -> Raw:
+    """CSV or TSV without a header. names: of all columns, in their order. Of TSV one line is one row."""
+    rows, lines = _lines(text) if tabs else _quoted(text, where, ",", names)
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(names):
+            raise DataError(
+                f"The row has {len(row)} fields, and {len(names)} columns are named: {', '.join(names)}.",
+                where=f"{where}, line {line}",
+                fix="Name every column of the file in task.source.columns, in the order of the file.",
+            )
+    return _of_fields(rows, lines, where, wanted, names)
+
+
+def _of_fields(
+    rows: Sequence[Sequence[str]], lines: Sequence[int], where: str, wanted: Sequence[str], names: Sequence[str]
+) -> Raw:
     for column in wanted:
-        if header.count(column) > 1:
-            raise DataError(f"The header names the column {column!r} twice.", where=where)
+        if names.count(column) > 1:
+            raise DataError(f"The file's columns have the name {column!r} twice.", where=where)
     columns = {
-        column: pa.array([row[header.index(column)] for row in rows[1:]], pa.string())
+        column: pa.array([row[names.index(column)] for row in rows], pa.string())
         for column in wanted
-        if column in header
+        if column in names
     }
-    return Raw(columns=columns, available=header, where=where, lines=lines[1:])
+    return Raw(columns=columns, available=names, where=where, lines=lines)
+
+
+def _read_elements(text: str, where: str, wanted: Sequence[str]) -> Raw:
+    """XML whose root holds one element a row, and each of these one a column. A column that a row lacks is null."""
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise DataError(
+            f"The file is no XML: {error}.", where=f"{where}, line {error.position[0]}", fix="Fetch it again."
+        ) from error
+    rows = [{field.tag: "".join(field.itertext()) for field in element} for element in root]
+    available = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in wanted if name in available}
+    return Raw(columns=columns, available=available, where=where)
 
 
 _ENCLOSED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def _plain_tsv(text: str) -> tuple[list[list[str]], list[int]]:
+    """Nothing if its lines differ in how many fields they have."""
+    rows, lines = _lines(text)
+    return (rows, lines) if len({len(row) for row in rows}) == 1 else ([], [])
+
+
+def _lines(text: str) -> tuple[list[list[str]], list[int]]:
+    """The fields of each line that is not empty, parted by tabs, and the lines' numbers."""
     numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), start=1)]
     split = [(number, line.split("\t")) for number, line in numbered if line]
-    if len({len(fields) for _, fields in split}) != 1:
-        return [], []
     rows = [
         [match[1].replace('""', '"') if (match := _ENCLOSED.fullmatch(field)) else field for field in fields]
         for _, fields in split
@@ -624,7 +804,10 @@ def _plain_tsv(text: str) -> tuple[list[list[str]], list[int]]:
     return rows, [number for number, _ in split]
 
 
-def _quoted(text: str, where: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
+def _quoted(
+    text: str, where: str, delimiter: str, names: Sequence[str] | None = None
+) -> tuple[list[list[str]], list[int]]:
+    """names: of the columns, where there is no header line."""
     rows: list[list[str]] = []
     lines: list[int] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -637,7 +820,7 @@ def _quoted(text: str, where: str, delimiter: str) -> tuple[list[list[str]], lis
                 return rows, lines
             if not row:
                 continue
-            if rows and len(row) != len(rows[0]):
+            if names is None and rows and len(row) != len(rows[0]):
                 raise DataError(
                     f"The row has {len(row)} fields, the header has {len(rows[0])}.",
                     where=f"{where}, line {line}",

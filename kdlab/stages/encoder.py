@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from kdlab.artifacts import write_json
 from kdlab.context import Context
-from kdlab.data.batches import Batches, EncodedSplit, open_encoded
+from kdlab.data.batches import Batches, EncodedSplit, Rows, open_encoded
 from kdlab.data.metrics import CLASSIFICATION, REGRESSION, score
 from kdlab.engine import device
-from kdlab.engine.loop import History, Plan, Scores, Stateful, fit
+from kdlab.engine.loop import History, Plan, Scores, Stateful, Steps, fit
 from kdlab.errors import ModelError
 from kdlab.models.encoder import load_encoder, load_saved, save_student
 from kdlab.models.taps import Tapped, Views
@@ -67,6 +68,13 @@ class TaskData:
         names = [path.stem for path in sorted(self.folder.glob("*.arrow")) if path.stem != "train"]
         return [name for name in names if not labelled or self.split(name).labelled]
 
+    @property
+    def sample(self) -> str:
+        """Name of a split to measure a model on: dev, else train; of several languages the first one's."""
+        names = sorted(path.stem for path in self.folder.glob("*.arrow"))
+        found = [name for kind in ("dev", "train") for name in names if name.partition(".")[0] == kind]
+        return found[0]
+
     def rows(self, split: EncodedSplit, numbers: Sequence[int], *, pad_to_max: bool = False) -> dict[str, Any]:
         """One batch of the given rows."""
         chosen = np.asarray(numbers)
@@ -75,7 +83,7 @@ class TaskData:
 
     def batches(
         self,
-        split: EncodedSplit,
+        split: Rows,
         *,
         batch_size: int,
         seed: int,
@@ -245,20 +253,16 @@ def train(
     texts: train on its rows in place of the task's. select_on: the split whose `metric` chooses the checkpoint, "last"
     to keep the last one, or None for a stage without labels, which is not scored.
     """
-    if precision == "bf16" and device.pick_device(context.hardware).type == "cpu" and device.native_bf16() is False:
-        context.note("this processor does not compute in bf16 and is very slow at it: precision=fp32 is quicker here")
-    values = dict(fit_values)
-    world = device.World.current()
     source = data if texts is None else texts
     batches = source.batches(
         source.split("train"),
-        batch_size=values.pop("batch_size"),
+        batch_size=fit_values["batch_size"],
         seed=seed,
         shuffle=True,
-        drop_last=values.pop("drop_last"),
+        drop_last=fit_values["drop_last"],
         pad_to_max=pad_to_max,
         micro_batch=context.hardware.micro_batch if forward_rows is None else forward_rows,
-        world=world,
+        world=device.World.current(),
     )
     size = context.hardware.eval_batch
     evaluate, follow = None, None
@@ -277,19 +281,61 @@ def train(
             pad_to_max=pad_to_max,
             scored=select_on is not None,
         )
-    plan = Plan(
-        **values,
+    return fit_model(
+        context,
+        model,
+        objective,
+        batches,
+        tokenizer=data.tokenizer,
+        fit_values=fit_values,
         seed=seed,
         precision=precision,
         max_steps=max_steps,
         select=None if select_on in (None, "last") or metric is None else (str(select_on), metric),
+        evaluate=evaluate,
+        follow=follow,
+        state=state,
+        after_step=after_step,
+    )
+
+
+def fit_model(
+    context: Context,
+    model: Tapped,
+    objective: Objective,
+    batches: Steps,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    fit_values: Mapping[str, Any],
+    seed: int,
+    precision: str,
+    max_steps: int | None,
+    select: tuple[str, str] | None,
+    evaluate: Callable[[], Scores] | None,
+    follow: Callable[[], Mapping[str, Any]] | None,
+    state: Mapping[str, Stateful] | None = None,
+    after_step: Callable[[], None] = lambda: None,
+) -> History:
+    """Run the loop and leave `model/`, `history.json` and `metrics.jsonl` in the artifact.
+
+    fit_values: the fields of `config.Fit`. select: (split, metric) of `evaluate` that chooses the checkpoint; None: the
+    last one.
+    """
+    if precision == "bf16" and device.pick_device(context.hardware).type == "cpu" and device.native_bf16() is False:
+        context.note("this processor does not compute in bf16 and is very slow at it: precision=fp32 is quicker here")
+    plan = Plan(
+        **{name: value for name, value in fit_values.items() if name not in ("batch_size", "drop_last")},
+        seed=seed,
+        precision=precision,
+        max_steps=max_steps,
+        select=select,
         expected=tuple(objective.expected()),
     )
     history = fit(
         model, objective, batches, plan, context, evaluate=evaluate, follow=follow, state=state, after_step=after_step
     )
-    if world.first:
-        save_student(model.model, data.tokenizer, context.out / "model")
+    if device.World.current().first:
+        save_student(model.model, tokenizer, context.out / "model")
         write_json(context.out / "history.json", asdict(history))
     return history
 

@@ -61,63 +61,24 @@ def prepare(
     where the Hub can't give them.
     """
     warnings: list[str] = []
-
-    # train decides on the labels
-    raw = tasks.read_raw(source, splits["train"], text=text, label=label)
-    if kind == "classification" and labels is None:
-        labels = tasks.find_labels(raw, label)
-    train = tasks.canonical(raw, text=text, label=label, labels=labels, kind=kind)
-    tasks.require_labels(raw, train, label)
-    _check_variety(train, labels, raw.where, warnings)
-    clean = train["label"].to_numpy()  # by row number
-
-    dev: pa.Table | None = None
-    if "dev" not in splits:
-        pass
-    elif splits["dev"] is None or tasks.is_single_file(source):
-        train, dev = _set_aside(train, CUT_DEV, kind, what="dev")
-    else:
-        dev_raw = tasks.read_raw(source, splits["dev"], text=text, label=label)
-        dev = tasks.canonical(dev_raw, text=text, label=label, labels=labels, kind=kind)
-        tasks.require_labels(dev_raw, dev, label)
-        if _shared(dev, train) == dev.num_rows:
-            raise DataError(
-                f"All {dev.num_rows} rows of dev are rows of train: their scores would mean nothing.",
-                where=f"{raw.where} and {dev_raw.where}",
-                fix="Set task.splits.dev to another split, or to null to cut a dev part from train.",
-            )
-
-    # the conditions
-    found = pc.unique(train["label"]).to_pylist()
-    conditions: dict[str, Any] = {"few": None, "imbalance": None, "noise": None}
-    if few and few["examples"] is not None:
-        train, conditions["few"] = _few(train, few, kind, labels, seed, warnings)
-    if imbalance and imbalance["ratio"] != 1:
-        train, conditions["imbalance"] = _imbalance(train, imbalance, labels)
-    tables = {"train": train} if dev is None else {"train": train, "dev": dev}
-    if heldout:
-        tables["train"], tables["heldout"] = _set_aside(train, heldout, kind, what="the held-out part")
-    _check_left(tables["train"], found, labels, conditions, warnings)
-    if noise and noise["rate"]:
-        classes = None if labels is None else len(labels)
-        noisy, _ = corruption.noise(clean, rate=noise["rate"], classes=classes, seed=noise["seed"])
-        for name in ("train", "heldout"):
-            if name in tables:
-                tables[name] = _relabelled(tables[name], noisy)
-
-    # the limits
-    if dev_limit is not None and dev is not None:
-        tables["dev"] = _draw(tables["dev"], dev_limit, SPLIT_SEED)
-    if rows is not None:
-        tables = {name: _draw(table, rows, SPLIT_SEED) for name, table in tables.items()}
-    changed = {name: _changed(table) for name, table in tables.items()}
-    if noise and noise["rate"]:
-        counts = {name: count for name, count in changed.items() if name != "dev"}
-        conditions["noise"] = {"rate": noise["rate"], "seed": noise["seed"], "changed": counts}
-
-    trained = {name: table for name, table in tables.items() if name != "dev"}
-    facts = _facts(tables, trained, labels, kind, warnings)
-    _publish(ctx, tables, {**facts, "noisy": changed, "conditions": conditions})
+    tables, labels, done = training_tables(
+        source,
+        splits,
+        text=text,
+        label=label,
+        labels=labels,
+        kind=kind,
+        heldout=heldout,
+        few=few,
+        imbalance=imbalance,
+        noise=noise,
+        dev_limit=dev_limit,
+        rows=rows,
+        seed=seed,
+        warnings=warnings,
+    )
+    facts = facts_of(tables, tables, labels, kind, warnings)
+    publish(ctx, tables, {**facts, "noisy": changes(tables), "conditions": done})
 
 
 def prepare_sets(
@@ -134,21 +95,20 @@ def prepare_sets(
 ) -> None:
     """Write `test.arrow`, where `splits.test` names a split, and `<evaluation>.arrow`, with the labels of `data`.
 
+    evaluations: as in `kdlab.config`, by name; a set's data_dir and language take the place of the source's.
     data: what `prepare` wrote. Sets may be without labels. Facts as those of `prepare`; majority and
     shared_with_train go by the rows of `data`. `rows` of each set are drawn by a fixed seed.
     """
     _check_names(evaluations)
     labels = json.loads((data / "facts.json").read_text(encoding="utf-8"))["labels"]
-    asked: dict[str, tuple[str, str | None]] = {"test": (splits["test"], None)} if splits.get("test") else {}
-    asked |= {name: (value["split"], value.get("config")) for name, value in evaluations.items()}
+    asked: dict[str, Mapping[str, Any]] = {"test": {"split": splits["test"]}} if splits.get("test") else {}
     tables: dict[str, pa.Table] = {}
-    for name, (split, config) in asked.items():
-        raw = tasks.read_raw(source, split, config=config, text=text, label=label)
+    for name, value in {**asked, **evaluations}.items():
+        own = {**source, **{key: value[key] for key in ("data_dir", "language") if value.get(key)}}
+        raw = tasks.read_raw(own, value["split"], config=value.get("config"), text=text, label=label)
         table = tasks.canonical(raw, text=text, label=label, labels=labels, kind=kind)
-        tables[name] = table if rows is None else _draw(table, rows, SPLIT_SEED)
-    files = [data / f"{name}.arrow" for name in ("train", "heldout")]
-    trained = {file.stem: read_table(data, file.stem) for file in files if file.exists()}
-    _publish(ctx, tables, _facts(tables, trained, labels, kind, []))
+        tables[name] = limited(table, rows)
+    publish(ctx, tables, facts_of(tables, read_trained(data), labels, kind, []))
 
 
 def prepare_texts(
@@ -171,14 +131,107 @@ def prepare_texts(
     if passages["limit"] is not None and rows is None and table.num_rows < passages["limit"]:
         warnings.append(f"{passages['limit']} rows were asked for, and the corpus gives {table.num_rows}")
     tables = {"train": table}
-    _publish(ctx, tables, {**_facts(tables, tables, None, "text", warnings), "passages": counts})
+    publish(ctx, tables, {**facts_of(tables, tables, None, "text", warnings), "passages": counts})
 
 
-def _publish(ctx: Context, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> None:
+def training_tables(
+    source: Mapping[str, Any],
+    splits: Mapping[str, Any],
+    *,
+    text: Sequence[str],
+    label: str,
+    labels: Sequence[str] | None,
+    kind: str,
+    heldout: float,
+    few: Mapping[str, Any] | None,
+    imbalance: Mapping[str, Any] | None,
+    noise: Mapping[str, Any] | None,
+    dev_limit: int | None,
+    rows: int | None,
+    seed: int,
+    warnings: list[str],
+) -> tuple[dict[str, pa.Table], list[str] | None, dict[str, Any]]:
+    """(train, and dev and heldout where they are wanted; the classes; what the conditions did), as `prepare` says.
+
+    warnings: gets what there is to say.
+    """
+    # train decides on the labels
+    raw = tasks.read_raw(source, splits["train"], text=text, label=label)
+    if kind == "classification" and labels is None:
+        labels = tasks.find_labels(raw, label)
+    train = tasks.canonical(raw, text=text, label=label, labels=labels, kind=kind)
+    tasks.require_labels(raw, train, label)
+    _check_variety(train, labels, raw.where, warnings)
+    clean = train["label"].to_numpy()  # by row number
+
+    dev: pa.Table | None = None
+    if "dev" not in splits:
+        pass
+    elif splits["dev"] is None or tasks.is_single_file(source):
+        train, dev = _set_aside(train, CUT_DEV, kind, what="dev")
+    else:
+        dev, where = dev_table(source, splits["dev"], text=text, label=label, labels=labels, kind=kind)
+        if shared_rows(dev, train) == dev.num_rows:
+            raise DataError(
+                f"All {dev.num_rows} rows of dev are rows of train: their scores would mean nothing.",
+                where=f"{raw.where} and {where}",
+                fix="Set task.splits.dev to another split, or to null to cut a dev part from train.",
+            )
+
+    # the conditions
+    found = pc.unique(train["label"]).to_pylist()
+    conditions: dict[str, Any] = {"few": None, "imbalance": None, "noise": None}
+    if few and few["examples"] is not None:
+        train, conditions["few"] = _few(train, few, kind, labels, seed, warnings)
+    if imbalance and imbalance["ratio"] != 1:
+        train, conditions["imbalance"] = _imbalance(train, imbalance, labels)
+    tables = {"train": train} if dev is None else {"train": train, "dev": dev}
+    if heldout:
+        tables["train"], tables["heldout"] = _set_aside(train, heldout, kind, what="the held-out part")
+    _check_left(tables["train"], found, labels, conditions, warnings)
+    if noise and noise["rate"]:
+        classes = None if labels is None else len(labels)
+        noisy, _ = corruption.noise(clean, rate=noise["rate"], classes=classes, seed=noise["seed"])
+        for name in ("train", "heldout"):
+            if name in tables:
+                tables[name] = _relabelled(tables[name], noisy)
+
+    # the limits
+    limits = {name: [dev_limit, rows] if name == "dev" else [rows] for name in tables}
+    tables = {name: limited(table, *limits[name]) for name, table in tables.items()}
+    if noise and noise["rate"]:
+        counts = {name: count for name, count in changes(tables).items() if name != "dev"}
+        conditions["noise"] = {"rate": noise["rate"], "seed": noise["seed"], "changed": counts}
+    return tables, None if labels is None else list(labels), conditions
+
+
+def dev_table(
+    source: Mapping[str, Any],
+    split: str,
+    *,
+    text: Sequence[str],
+    label: str,
+    labels: Sequence[str] | None,
+    kind: str,
+) -> tuple[pa.Table, str]:
+    """A split that is scored and so must have labels, and where it was found."""
+    raw = tasks.read_raw(source, split, text=text, label=label)
+    table = tasks.canonical(raw, text=text, label=label, labels=labels, kind=kind)
+    tasks.require_labels(raw, table, label)
+    return table, raw.where
+
+
+def publish(ctx: Context, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> None:
     for name, table in tables.items():
         write_table(ctx, name, table)
     (ctx.out / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     ctx.facts.update(facts)
+
+
+def read_trained(folder: Path) -> dict[str, pa.Table]:
+    """The training and held-out rows of what one of these stages wrote."""
+    names = sorted(file.stem for file in folder.glob("*.arrow") if _part(file.stem) in ("train", "heldout"))
+    return {name: read_table(folder, name) for name in names}
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
@@ -296,6 +349,11 @@ def _relabelled(table: pa.Table, noisy: np.ndarray[Any, Any]) -> pa.Table:
     return table.append_column("clean_label", table["label"]).set_column(position, "label", labels)
 
 
+def changes(tables: Mapping[str, pa.Table]) -> dict[str, int]:
+    """How many labels of each table noise has changed."""
+    return {name: _changed(table) for name, table in tables.items()}
+
+
 def _changed(table: pa.Table) -> int:
     if "clean_label" not in table.column_names:
         return 0
@@ -324,17 +382,25 @@ def _set_aside(table: pa.Table, share: float, kind: str, *, what: str) -> tuple[
     return table.filter(pa.array(~chosen)), table.filter(pa.array(chosen))
 
 
-def _draw(table: pa.Table, limit: int, seed: int) -> pa.Table:
-    if limit >= table.num_rows:
-        return table
-    return table.take(pa.array(np.sort(np.random.default_rng(seed).permutation(table.num_rows)[:limit])))
+def limited(table: pa.Table, *limits: int | None) -> pa.Table:
+    """The table cut to each limit in turn, by rows drawn with a fixed seed; None is no limit."""
+    for limit in limits:
+        if limit is not None and limit < table.num_rows:
+            drawn = np.random.default_rng(SPLIT_SEED).permutation(table.num_rows)[:limit]
+            table = table.take(pa.array(np.sort(drawn)))
+    return table
+
+
+def same_texts(one: pa.Table, other: pa.Table) -> bool:
+    return bool(one.num_rows == other.num_rows and _keys(one).equals(_keys(other)))
 
 
 def _keys(table: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(table["text_a"], pc.fill_null(table["text_b"], ""), "\x1f")
 
 
-def _shared(table: pa.Table, *trained: pa.Table) -> int:
+def shared_rows(table: pa.Table, *trained: pa.Table) -> int:
+    """Rows with the texts of a row of `trained`."""
     known = pa.chunked_array([chunk for part in trained for chunk in _keys(part).chunks])
     return int(pc.sum(pc.is_in(_keys(table), value_set=known.combine_chunks())).as_py() or 0)
 
@@ -346,15 +412,22 @@ def _empty_texts(table: pa.Table) -> int:
     return int(pc.sum(empty).as_py() or 0)
 
 
-def _facts(
+def facts_of(
     tables: Mapping[str, pa.Table],
     trained: Mapping[str, pa.Table],
     labels: Sequence[str] | None,
     kind: str,
     warnings: list[str],
 ) -> dict[str, Any]:
-    """What is known of `tables`, and `warnings` with what there is to say of them. trained: train and held-out rows."""
-    shared = {name: _shared(table, *trained.values()) for name, table in tables.items() if name not in trained}
+    """What is known of `tables`, and `warnings` with what there is to say of them.
+
+    trained: the tables of training and held-out rows, perhaps with others.
+    """
+    known = [table for name, table in trained.items() if _part(name) in ("train", "heldout")]
+    train = [table for name, table in trained.items() if _part(name) == "train"]
+    shared = {
+        name: shared_rows(table, *known) for name, table in tables.items() if _part(name) not in ("train", "heldout")
+    }
     for name, count in shared.items():
         if count:
             warnings.append(f"{count} of {tables[name].num_rows} rows of {name} have the same texts as a row of train")
@@ -372,19 +445,26 @@ def _facts(
         "empty_texts": empty,
         "shared_with_train": shared,
         "labels": list(labels) if kind == "classification" and labels is not None else None,
-        "majority": {} if kind == "text" else _majorities(tables, trained["train"], kind, labels),
+        "majority": {} if kind == "text" else _majorities(tables, train, kind, labels),
         "warnings": warnings,
     }
 
 
 def _majorities(
-    tables: Mapping[str, pa.Table], train: pa.Table, kind: str, labels: Sequence[str] | None
+    tables: Mapping[str, pa.Table], train: Sequence[pa.Table], kind: str, labels: Sequence[str] | None
 ) -> dict[str, dict[str, float]]:
-    answers = train["clean_label" if "clean_label" in train.column_names else "label"].to_numpy()
+    """The scores of the answer that is most frequent in all of `train`."""
+    clean = [table["clean_label" if "clean_label" in table.column_names else "label"].to_numpy() for table in train]
+    answers = np.concatenate(clean)
     metrics = REGRESSION if kind == "regression" else CLASSIFICATION
     names = [name for name in metrics if name != "f1" or (labels is not None and len(labels) == 2)]
     return {
         split: {name: majority(name, answers, table["label"].to_numpy(), kind) for name in names}
         for split, table in tables.items()
-        if split != "train" and not table["label"].null_count
+        if _part(split) != "train" and not table["label"].null_count
     }
+
+
+def _part(name: str) -> str:
+    """The split of a table, whose name may go on with a language and a form (`kdlab.data.languages.View`)."""
+    return name.partition(".")[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ def tokenise(
     ctx: Context,
     *,
     data: Path,
+    translated: Path | None = None,
+    back: Path | None = None,
     tokenizer: Mapping[str, Any] | None,
     max_length: int,
     partner: Mapping[str, Any] | None = None,
     reader: Path | None = None,
 ) -> None:
-    """Write `{split}.arrow` for every split in `data`, and the tokenizer as a plain Hugging Face folder
-    `tokenizer/`.
+    """Write `{split}.arrow` for every split in `data`, `translated` and `back`, and the tokenizer as a plain Hugging
+    Face folder `tokenizer/`.
 
     Columns: id (int64), input_ids (list<int32>), token_type_ids (list<int8>, if the model takes them), label, and
     clean_label where `data` has it. Pairs are encoded as the tokenizer does it; texts over `max_length` tokens are
@@ -44,17 +46,19 @@ def tokenise(
     Facts, also in facts.json beside those of `data`: tokens, longest and cut (share of rows) per split, vocabulary,
     max_length. Raises ModelError where the two tokenizers differ.
     """
-    names = sorted(path.stem for path in data.glob("*.arrow"))
-    if not names:
+    folders = [folder for folder in (data, translated, back) if folder is not None]
+    places = {path.stem: folder for folder in folders for path in folder.glob("*.arrow")}
+    if not places:
         raise DataError("There is no prepared split.", where=str(data))
-    tables = {name: read_table(data, name) for name in names}
+    tables = {name: read_table(places[name], name) for name in sorted(places)}
+    train = [table for name, table in tables.items() if name.partition(".")[0] == "train"]
     tokenizer = {"path": str(reader / "tokenizer")} if reader is not None else tokenizer
     assert tokenizer is not None, "one of tokenizer and reader"
-    fast = _words(tables["train"]) if tokenizer.get("kind") == "words" else _pretrained(tokenizer)
+    fast = _words(train) if tokenizer.get("kind") == "words" else _pretrained(tokenizer)
     fast.backend_tokenizer.no_truncation()
     fast.backend_tokenizer.no_padding()
     if partner is not None:
-        _compare(fast, _pretrained(partner), tables["train"])
+        _compare(fast, _pretrained(partner), train[0])
     fast.save_pretrained(ctx.out / "tokenizer")
     facts: dict[str, Any] = {
         "tokens": {},
@@ -78,12 +82,13 @@ def tokenise(
     ctx.facts.update(facts)
 
 
-def _words(train: pa.Table) -> PreTrainedTokenizerBase:
-    """A vocabulary of all lower-cased words between blanks in train, the frequent first."""
+def _words(train: Sequence[pa.Table]) -> PreTrainedTokenizerBase:
+    """A vocabulary of all lower-cased words between blanks in the training tables, the frequent first."""
     backend = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    texts = [text for column in ("text_a", "text_b") for text in train[column].to_pylist() if text]
+    columns = [table[column] for table in train for column in ("text_a", "text_b")]
+    texts = [text for column in columns for text in column.to_pylist() if text]
     trainer = trainers.WordLevelTrainer(
         vocab_size=2**31 - 1, min_frequency=1, special_tokens=list(SPECIAL.values()), show_progress=False
     )
