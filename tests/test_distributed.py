@@ -18,6 +18,7 @@ import two_processes
 from kdlab.artifacts import Store
 from kdlab.engine import loop
 from kdlab.engine.metrics_log import MetricsLog
+from test_pair_steps import contrasted, cross, cut
 
 HERE = Path(__file__).parent
 
@@ -49,24 +50,62 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def same_training(
+    name: str, two: Path, one: Path, start: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], history: Any
+) -> None:
+    """Whether both processes of `two` came to the weights, the history and the log of the one in `one`."""
+    assert max(float((weights[key] - start[key]).abs().max()) for key in weights) > 0.01
+    for rank in (0, 1):
+        found = load_file(two / f"{name}-{rank}.safetensors")
+        for key, wanted in weights.items():
+            torch.testing.assert_close(found[key], wanted, rtol=1e-5, atol=1e-6)
+    assert json.loads((two / f"{name}-0.json").read_text()) == history
+    pairs = zip(MetricsLog.read(two / name / "metrics.jsonl"), MetricsLog.read(one / "metrics.jsonl"), strict=True)
+    for found_point, point in pairs:
+        assert found_point.pop("stage") == point.pop("stage")
+        assert found_point == pytest.approx(point, rel=1e-4)
+
+
 @pytest.mark.parametrize("case", two_processes.CASES)
 def test_uncoupled_training_is_that_of_one_process(
     case: str, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "build_optimizer", loop.build_optimizer)  # `uncoupled` sets its own
     start = two_processes.toy.encoder(layers=1, seed=2).state_dict()
-    weights, history = two_processes.uncoupled(case, tmp_path)
-    moved = max(float((weights[name] - start[name]).abs().max()) for name in weights)
-    assert moved > 0.01
+    same_training(case, two, tmp_path, start, *two_processes.uncoupled(case, tmp_path))
+
+
+def test_contrast_is_that_of_one_process(two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process's rows are candidates of the other's: uneven ones, and none of a phantom."""
+    monkeypatch.setattr(loop, "build_optimizer", loop.build_optimizer)
+    start = two_processes.pair_student().state_dict()
+    same_training("contrast", two, tmp_path, start, *two_processes.contrasted(tmp_path))
+
+
+def test_contrast_of_mixed_rows_reaches_both_processes(two: Path) -> None:
+    """Rows are mixed within their process, then all of both are compared: written out for rows 0, 2, 4 and 1, 3."""
+    w, v, alpha, lam = 0.37, 0.81, 0.3, 0.4
+    model = two_processes.pair_student()
+    parts = [two_processes.Pairs(rank, 2).batch([0, 1, 2, 3, 4]) for rank in (0, 1)]
+    halves = [
+        [cut(part, rows) for rows in (slice(0, n), slice(n, None))] for part, n in zip(parts, (3, 2), strict=True)
+    ]
+    ran = [(model(s), model(t), model(s, lam=w), model(t, lam=v)) for s, t in halves]
+    s, t, s_mix, t_mix = (torch.cat([views[k].logits for views in ran]) for k in range(4))
+    z_s, z_t, z_sm, z_tm = (torch.cat([views[k].projected for views in ran]) for k in range(4))
+    y, order = torch.cat([part["labels"] for part in parts]), [2, 1, 0, 4, 3]
+    label = alpha * (cross(s, y) + w * cross(s_mix, y) + (1 - w) * cross(s_mix, y[order]))
+    label = label + (1 - alpha) * (cross(t, y) + v * cross(t_mix, y) + (1 - v) * cross(t_mix, y[order]))
+    contrast = contrasted([z_s, z_t], y)
+    contrast = contrast + w * contrasted([z_sm, z_t], y) + (1 - w) * contrasted([z_sm, z_t[order]], y[order])
+    contrast = contrast + v * contrasted([z_s, z_tm], y) + (1 - v) * contrasted([z_s[order], z_tm], y[order])
+    torch.autograd.backward((1 - lam) * label + lam * contrast)
     for rank in (0, 1):
-        found = load_file(two / f"{case}-{rank}.safetensors")
-        for name, wanted in weights.items():
-            torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-6)
-    assert json.loads((two / f"{case}-0.json").read_text()) == history
-    pairs = zip(MetricsLog.read(two / case / "metrics.jsonl"), MetricsLog.read(tmp_path / "metrics.jsonl"), strict=True)
-    for found_point, point in pairs:
-        assert found_point.pop("stage") == point.pop("stage")
-        assert found_point == pytest.approx(point, rel=1e-4)
+        found = load_file(two / f"mixed-gradients-{rank}.safetensors")
+        assert found.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", ["student", "ema"])

@@ -24,6 +24,7 @@ from kdlab.models.architectures import (
     num_heads,
     num_layers,
 )
+from kdlab.models.projection import ProjectionHead
 from kdlab.models.taps import Tap, Tapped
 
 LAYERS, HEADS, WIDTH, LENGTH, PADDING = 3, 4, 16, 9, 0
@@ -264,6 +265,52 @@ def test_mixed_forward_is_that_of_the_parts_called_by_hand(name: str, kernel: st
     close(views.logits, logits)
 
 
+def rows_of(batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    return {key: value[rows] for key, value in batch.items()}
+
+
+@each_kernel
+def test_parts_of_a_batch_are_mixed_each_within_itself(name: str, kernel: str) -> None:
+    batch = batch_for(name, lengths=(9, 4, 6, 7, 5, 8, 3, 9, 2))
+    taps = [Tap("hidden", layer) for layer in range(LAYERS + 1)]
+    tapped = Tapped(tiny(name, kernel), contrast=ProjectionHead(WIDTH, 5, "mlp", 1))
+    whole = tapped(batch, taps=taps, lam=[0.7, None, 0.2])
+    assert whole.mask.sum(1).tolist() == [9, 4, 9, 7, 5, 8, 3, 9, 3]
+    for rows, lam in ((slice(0, 3), 0.7), (slice(3, 6), None), (slice(6, 9), 0.2)):
+        alone = tapped(rows_of(batch, rows), taps=taps, lam=lam)
+        assert torch.equal(whole.mask[rows], alone.mask)
+        close(whole.logits[rows], alone.logits)
+        assert whole.projected is not None and alone.projected is not None
+        close(whole.projected[rows], alone.projected)
+        seen = visible(name, alone.mask)
+        for layer, state in alone.hidden.items():
+            close(whole.hidden[layer][rows][seen], state[seen])
+
+
+def test_a_list_of_one_or_of_none_is_no_other_mixing(name: str) -> None:
+    tapped, batch = Tapped(tiny(name)), batch_for(name)
+    assert torch.equal(tapped(batch, lam=[0.7]).logits, tapped(batch, lam=0.7).logits)
+    clean = tapped(batch, lam=[None, None])
+    assert torch.equal(clean.logits, tapped(batch).logits) and clean.mask is batch["attention_mask"]
+    with pytest.raises(AssertionError, match="4 rows in 3 parts"):
+        tapped(batch, lam=[0.7, None, None])
+
+
+@each_kernel
+def test_projected_is_the_heads_view_of_the_first_state(name: str, kernel: str) -> None:
+    batch, head = batch_for(name), ProjectionHead(WIDTH, 5, "mlp", 1)
+    expected = tiny(name)(**stock_inputs(name, batch), output_hidden_states=True)
+    tapped = Tapped(tiny(name, kernel), projection=nn.Linear(WIDTH, 7), contrast=head)
+    for taps in ([], [Tap("hidden", LAYERS)]):
+        views = tapped(batch, taps=taps)
+        assert views.projected is not None and list(views.hidden) == [tap.layer for tap in taps]
+        close(views.projected, functional.normalize(head.layers(expected.hidden_states[-1][:, 0]), dim=-1))
+        close(views.logits, expected.logits)
+    assert hooks_on(tapped.model) == {}
+    assert {key.split(".")[0] for key in tapped.state_dict()} == {"model", "projection", "contrast"}
+    assert Tapped(tiny(name))(batch).projected is None
+
+
 def test_mixing_comes_after_dropout(name: str) -> None:
     model, batch = tiny(name, **({"embedding_dropout": 0.5} if name == "modernbert" else {})), batch_for(name)
     model.train()
@@ -330,7 +377,7 @@ def test_works_under_no_grad_and_autocast(name: str) -> None:
     for layer, state in enumerate(expected.hidden_states):
         close(views.hidden[layer], state)
     assert views.query[1].dtype == torch.bfloat16
-    for part in mixed[1:-1]:
+    for part in mixed[1:6]:
         assert all(tensor.isfinite().all() and not tensor.requires_grad for tensor in part.values())
 
 
@@ -340,7 +387,7 @@ def test_two_forwards_before_one_backward(name: str) -> None:
 
     def loss(lam: float | None) -> Tensor:
         views = tapped(batch, taps=taps, lam=lam)
-        parts = [tensor for part in views[1:-1] for tensor in part.values()]
+        parts = [tensor for part in views[1:6] for tensor in part.values()]
         return sum((part.float() ** 2).mean() for part in parts) + views.logits.pow(2).mean()
 
     def gradients(*losses: Tensor) -> list[Tensor]:

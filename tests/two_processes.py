@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 import toy
 from kdlab import cli
-from kdlab.config import LayerFit
+from kdlab.config import Contrast, LayerFit, PairFit
 from kdlab.engine import device, loop
 from kdlab.engine.loop import Batch, Loss, Progress, Scores, fit
 from kdlab.models.ema import MovingAverage
+from kdlab.models.projection import ProjectionHead
+from kdlab.models.taps import Tapped
 from kdlab.objectives.logits import soft_cross_entropy
+from kdlab.stages import pair_steps
 from kdlab.stages.encoder import parameters_without_gradient
+from kdlab.stages.pair_steps import PairStep
 from kdlab.stages.steps import LayerStep
 
 CASES = ("label", "logits", "layers")
@@ -53,14 +59,19 @@ def logit_step(model: nn.Module, batch: Batch, progress: Progress) -> Loss:
     return Loss.of({"logit": (1.0, soft_cross_entropy(model(batch).logits, target, temperature=2.0))})
 
 
+def descend() -> None:
+    """Train by plain descent from now on."""
+    loop.build_optimizer = lambda model, **named: torch.optim.SGD(  # type: ignore[assignment]
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=named["lr"]
+    )
+
+
 def uncoupled(case: str, out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Five batches of 4, 4 and 1 rows (the other process then has none), micro-batches of 1, plain descent."""
     world = device.World.current()
     model = toy.encoder(layers=1, seed=2)
     step = {"label": toy.label_step, "logits": logit_step, "layers": layer_step(mixup=0.0)}[case]
-    loop.build_optimizer = lambda model, **named: torch.optim.SGD(  # type: ignore[assignment]
-        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=named["lr"]
-    )
+    descend()
     data = toy.batches(9, batch_size=4, micro_batch=1, rank=world.rank, world=world.size)
     plan = toy.plan(epochs=2, max_steps=5, lr=0.1, clip=1.0, expected=())
     batch = toy.rows(2).collate(torch.arange(2).numpy(), pad_token_id=0, width=9)
@@ -68,6 +79,61 @@ def uncoupled(case: str, out: Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     with device.frozen(parameters_without_gradient(model, lambda: step(model, batch, progress).total)):
         history = fit(model, step, data, plan, toy.context(out))
     return toy.copied(model.state_dict()), asdict(history)
+
+
+class Pairs:
+    """Steps of 5, 3 and 1 texts with their translations; of the last one the other process has none."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return 3
+
+    def batch(self, numbers: list[int]) -> Batch:
+        mine = numbers[self.rank :: self.world]
+        chosen = np.array(mine or numbers[:1])
+        batch = toy.rows(18).collate(np.concatenate([chosen, chosen + 9]), pad_token_id=0, width=9)
+        share = len(mine) / len(numbers)
+        labels = batch["labels"][: len(chosen)]
+        return {**batch, "labels": labels, "share": share, "languages_share": share, "real": bool(mine)}
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[list[Batch]]:
+        for numbers in ([0, 1, 2, 3, 4], [5, 6, 7], [8])[start:]:
+            yield [self.batch(numbers)]
+
+
+def pair_student() -> Tapped:
+    model = toy.encoder(layers=1, seed=2)
+    model.contrast = ProjectionHead(16, 6, "mlp", 1)
+    return model
+
+
+def pair_step(*, mixup: float) -> PairStep:
+    objective = PairFit(alpha=0.3, mixup=mixup, contrast=Contrast(weight=0.4))
+    return PairStep(toy.fields_without_fit(objective), paired=True)
+
+
+def contrasted(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Labels and contrast of pairs without mixing, plain descent."""
+    world = device.World.current()
+    descend()
+    model, step = pair_student(), pair_step(mixup=0.0)
+    plan = toy.plan(epochs=2, lr=0.1, clip=1.0, expected=tuple(step.expected()))
+    history = fit(model, step, Pairs(world.rank, world.size), plan, toy.context(out))
+    return toy.copied(model.state_dict()), asdict(history)
+
+
+def mixed_gradients(w: float, v: float) -> dict[str, torch.Tensor]:
+    """Of the whole objective on the first five pairs, summed over the processes; each mixes its own rows."""
+    world = device.World.current()
+    draw, drawn = pair_steps.beta_ratio, [w, v]
+    pair_steps.beta_ratio = lambda rng, alpha: drawn.pop(0)  # type: ignore[assignment]
+    model, (batch,) = pair_student(), next(Pairs(world.rank, world.size).epoch(0))
+    progress = Progress(0, 1, 0, 1, 1, torch.Generator())  # type: ignore[arg-type]
+    torch.autograd.backward(pair_step(mixup=1.0)(model, batch, progress).total)
+    pair_steps.beta_ratio = draw
+    return {name: device.total(p.grad) for name, p in model.named_parameters() if p.grad is not None}
 
 
 def coupled(out: Path, *, target: str, kill: int | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -116,7 +182,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     build = loop.build_optimizer
     found = {case: uncoupled(case, folder / case) for case in CASES}
+    found["contrast"] = contrasted(folder / "contrast")
     loop.build_optimizer = build  # type: ignore[assignment]
+    save_file(mixed_gradients(0.37, 0.81), folder / f"mixed-gradients-{world.rank}.safetensors")
     for target in ("student", "ema"):
         found[f"{target}-whole"] = coupled(folder / f"{target}-whole", target=target)
         for kill in (4, 7):

@@ -146,6 +146,38 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def gather(values: torch.Tensor, *, real: bool = True) -> list[torch.Tensor]:
+    """The same rows of every other process, in the order of their ranks, with their gradients.
+
+    values: [B, ...], B may differ. real: False of a phantom micro-batch, whose rows nobody gets. The backward pass is a
+    collective too: a process's rows get the sum of what all processes' losses ask of them, so that summed gradients
+    are those of one process with all rows. Each process must reach both passes equally often and in the same order.
+    """
+    world = World.current()
+    if world.size == 1:
+        return []
+    mine = values if real else values[:0]
+    counts = total(torch.nn.functional.one_hot(torch.tensor(world.rank), world.size).to(values.device) * len(mine))
+    sizes = [int(count) for count in counts]
+    most: torch.Tensor = _Gather.apply(mine, sizes, world.rank)  # type: ignore[no-untyped-call]
+    return [most[rank, :size] for rank, size in enumerate(sizes) if rank != world.rank]
+
+
+class _Gather(torch.autograd.Function):
+    """[b, ...] of each process -> [processes, most b, ...] in all of them, padded with 0."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: torch.Tensor, sizes: list[int], rank: int) -> torch.Tensor:
+        ctx.rank, ctx.rows = rank, len(mine)
+        everywhere = mine.new_zeros(len(sizes), max(sizes), *mine.shape[1:])
+        everywhere[rank, : len(mine)] = mine
+        return total(everywhere)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return total(gradients[0].clone())[ctx.rank, : ctx.rows], None, None
+
+
 def wait() -> None:
     """Wait until every process is here."""
     if World.current().size > 1:

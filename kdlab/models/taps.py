@@ -7,7 +7,7 @@ are returned by it, so `DistributedDataParallel(Tapped(...))` sees the whole gra
 Layers are counted as transformers counts hidden states: 0 is the embedding output, 1..n are the layers'
 outputs; the attention, queries, keys and values "of layer i" are those inside layer i (1-based).
 
-Shapes: B batch, L length, D hidden size, h heads, d head size, C classes.
+Shapes: B batch, L length, D hidden size, h heads, d head size, C classes, P projection for contrast.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from kdlab.errors import ModelError
 from kdlab.models.architectures import architecture, available
+from kdlab.models.projection import ProjectionHead
 
 __all__ = ["Tap", "Tapped", "Views", "available"]
 
@@ -48,6 +49,7 @@ class Views(NamedTuple):
     key: dict[int, Tensor]
     value: dict[int, Tensor]
     mask: Tensor  # [B,L] the mask that the encoder saw
+    projected: Tensor | None = None  # [B,P] of unit length, where the model has a head for contrast
 
 
 class Tapped(nn.Module):
@@ -55,10 +57,19 @@ class Tapped(nn.Module):
 
     model: a stock ...ForSequenceClassification of one of the eight architectures.
     projection: linear map applied to every tapped hidden state (CR-ILD's `fit_dense`, modeling.py:1131-1134).
+    contrast: head on the last hidden state at position 0, before any pooler (MUSC nets.py:82, 238-258). It is trained
+      with the model and no part of it.
     head: "official" (bert only) puts a ReLU before the classifier, without dropout (modeling.py:1129).
     """
 
-    def __init__(self, model: PreTrainedModel, *, projection: nn.Linear | None = None, head: str = "stock") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        projection: nn.Linear | None = None,
+        contrast: ProjectionHead | None = None,
+        head: str = "stock",
+    ) -> None:
         super().__init__()
         self.kind: str = model.config.model_type
         self.parts = architecture(self.kind)
@@ -70,38 +81,50 @@ class Tapped(nn.Module):
             )
         self.model = model
         self.projection = projection
+        self.contrast = contrast
         self.head = head
         self.num_layers: int = model.config.num_hidden_layers
         self.num_heads: int = model.config.num_attention_heads
 
-    def forward(self, batch: Mapping[str, Tensor], *, taps: Sequence[Tap] = (), lam: float | None = None) -> Views:
+    def forward(
+        self,
+        batch: Mapping[str, Tensor],
+        *,
+        taps: Sequence[Tap] = (),
+        lam: float | Sequence[float | None] | None = None,
+    ) -> Views:
         """Run the model on `batch` and return the tensors named by `taps`.
 
         batch: input_ids, attention_mask [B,L] and perhaps token_type_ids (left out where the model has no use
         for them); further keys are ignored.
         lam: mix the complete embedding output E (after normalisation, dropout and projection to D) with that
         of the reversed batch, lam * E + (1 - lam) * E.flip(0); the encoder then sees the union of the two
-        masks (CR-ILD, modeling.py:1137-1157), the embedding block still works with each row's own mask.
+        masks (CR-ILD, modeling.py:1137-1157; MUSC nets.py:48-74), the embedding block still works with each row's
+        own mask. A sequence cuts the batch into so many equal parts, one after the other: each is mixed within
+        itself by its own ratio, or stays clean where that is None.
         Raises ModelError for a tensor the architecture does not show or a layer that is not there.
         """
         self._check(taps)
+        ratios = list(lam) if isinstance(lam, Sequence) else [lam]
+        mixed = any(ratio is not None for ratio in ratios)
         own = batch["attention_mask"]
-        mask = own if lam is None else torch.maximum(own, own.flip(0))
+        mask = _by_part(own, ratios, lambda part, _: torch.maximum(part, part.flip(0))) if mixed else own
         raw: dict[tuple[str, int], Tensor] = {}
         with ExitStack() as hooks:
-            if lam is not None:
-                self._mix(hooks, lam, own)
+            if mixed:
+                self._mix(hooks, ratios, own)
             if self.head == "official":
                 module = self.model.get_submodule("dropout")
                 hooks.callback(module.register_forward_hook(lambda _, args, __: torch.relu(args[0])).remove)
-            for tap in taps:
+            for tap in taps if self.contrast is None else [*taps, Tap("hidden", self.num_layers)]:
                 self._read(hooks, tap, raw)
             inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
             if self._takes_segments() and "token_type_ids" in batch:
                 inputs["token_type_ids"] = batch["token_type_ids"]
             logits: Tensor = self.model(**inputs, return_dict=True).logits
 
-        views = Views(logits, {}, {}, {}, {}, {}, mask)
+        projected = None if self.contrast is None else self.contrast(raw["hidden", self.num_layers][:, 0])
+        views = Views(logits, {}, {}, {}, {}, {}, mask, projected)
         for tap in taps:
             if tap.name == "hidden":
                 state = raw["hidden", tap.layer]
@@ -151,9 +174,9 @@ class Tapped(nn.Module):
     def _layer(self, layer: int) -> nn.Module:
         return self.model.base_model.get_submodule(f"{self.parts.layers}.{layer - 1}")
 
-    def _mix(self, hooks: ExitStack, lam: float, own: Tensor) -> None:
+    def _mix(self, hooks: ExitStack, ratios: Sequence[float | None], own: Tensor) -> None:
         def mix(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            return lam * output + (1 - lam) * output.flip(0)
+            return _by_part(output, ratios, lambda part, ratio: ratio * part + (1 - ratio) * part.flip(0))
 
         hooks.callback(self._embeddings().register_forward_hook(mix).remove)
         if self.parts.own_mask:
@@ -193,6 +216,13 @@ class Tapped(nn.Module):
         query, key = self._heads(raw, "query", layer), self._heads(raw, "key", layer)
         scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(query.shape[-1])
         return scores if self.parts.bias_of is None else scores + raw["bias", layer]
+
+
+def _by_part(values: Tensor, ratios: Sequence[float | None], mixed: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """`values` [B, ...] with each of its equal parts mixed by its ratio; None leaves a part as it is."""
+    assert len(values) % len(ratios) == 0, f"{len(values)} rows in {len(ratios)} parts"
+    parts = zip(values.chunk(len(ratios)), ratios, strict=True)
+    return torch.cat([part if ratio is None else mixed(part, ratio) for part, ratio in parts])
 
 
 def _needs(name: str) -> tuple[str, ...]:

@@ -9,10 +9,18 @@ from __future__ import annotations
 import numpy as np
 
 
+def beta_ratio(rng: np.random.Generator, alpha: float) -> float:
+    """A mixing ratio b ~ Beta(alpha, alpha) in [0, 1], uniform for alpha 1: either row may outweigh the other.
+
+    Source: MUSC future/baseline_trainer.py:98-251 (alpha 1, a draw for each batch and view).
+    """
+    return float(rng.beta(alpha, alpha))
+
+
 def folded_beta(rng: np.random.Generator, alpha: float) -> float:
     """A mixing ratio max(b, 1 - b), b ~ Beta(alpha, alpha): in [0.5, 1], so a row outweighs its partner.
 
     A batch's set of mixtures is the same for b and 1 - b: a row mixed with b is its partner mixed with 1 - b.
     """
-    draw = float(rng.beta(alpha, alpha))
+    draw = beta_ratio(rng, alpha)
     return max(draw, 1 - draw)
