@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import kdlab
 from kdlab.artifacts import files_below
 from kdlab.config import Tracking
+from kdlab.translators import apertium
 
 State = Literal["ok", "warn", "problem"]
 
@@ -50,6 +51,7 @@ def diagnose(
         _kdlab(),
         *_torch(),
         *_libraries(),
+        _apertium(),
         _hub(run_offline),
         _endpoint(),
         _wandb(tracking or Tracking(name="wandb")),
@@ -187,6 +189,31 @@ def compare(wanted: Iterable[str]) -> list[Library]:
         fits = have is not None and requirement.specifier.contains(have, prereleases=True)
         found.append(Library(requirement.name, have, str(requirement.specifier), fits))
     return found
+
+
+def _apertium() -> Check:
+    """What translator=apertium would find; few runs need it."""
+    pairs = {pair for pair in apertium.installed() if not any("_" in language for language in pair)}  # no variants
+    missing = sorted({package for pair, package in apertium.PACKAGES.items() if pair not in pairs})
+    if apertium.data_folder() is None:
+        detail = f"not installed, which only translator=apertium needs: {apertium.install(missing)}"
+    elif not pairs:
+        detail = f"installed, but no pair of languages is: {apertium.install(missing)}"
+    else:
+        parts = [f"both ways {' '.join('-'.join(pair) for pair in sorted(pairs) if pair < pair[::-1] in pairs)}"]
+        parts += [f"{one} to {other}" for one, other in sorted(pairs) if (other, one) not in pairs]
+        pivots = _pivots(pairs)
+        parts += [f"by translator.pivots from en also {', '.join(pivots)}"] if pivots else []
+        parts += [f"further pairs: {apertium.install(missing)}"] if missing else []
+        detail = "; ".join(parts)
+    return Check("apertium", "ok", detail)
+
+
+def _pivots(pairs: Set[tuple[str, str]]) -> list[str]:
+    """Languages that English reaches by another one: "fr (ca, es)"."""
+    near = {end for one, end in pairs if one == "en"}
+    by = {end: sorted(near & {one for one, other in pairs if other == end}) for _, end in sorted(pairs)}
+    return [f"{end} ({', '.join(ways)})" for end, ways in by.items() if ways and end not in {"en", *near}]
 
 
 def _hub(run_offline: bool) -> Check:

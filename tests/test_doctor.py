@@ -10,10 +10,12 @@ from pathlib import Path
 import filelock
 import pytest
 
+from fake_apertium import install
 from kdlab import doctor
 from kdlab.doctor import Check, available_cores, compare, diagnose, show, size
 from kdlab.engine import device
 from kdlab.engine.device import cpu_flags
+from kdlab.translators import apertium
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_everything_is_looked_at_and_nothing_is_left_behind(folders: dict[str, P
     checks = diagnose(run_offline=True, **folders)
     names = [check.name for check in checks]
     assert names[:6] == ["python", "kdlab", "torch", "device", "cpu", "bf16"]
-    assert names[-6:] == ["hub", "endpoint", "wandb", "outputs", "store", "locks"]
+    assert names[-7:] == ["apertium", "hub", "endpoint", "wandb", "outputs", "store", "locks"]
     assert all(check.fix for check in checks if check.state != "ok")
     assert list(tmp_path.iterdir()) == []
 
@@ -193,6 +195,30 @@ def test_torch_that_can_not_be_imported_is_one_problem(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "torch", None)
     (check,) = doctor._torch()
     assert (check.name, check.state) == ("torch", "problem")
+
+
+def test_apertium_is_shown_with_its_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, tmp_path, "eng-spa", "spa-eng", "es-pt_BR")
+    missing = sorted(set(apertium.PACKAGES.values()) - {"apertium-eng-spa"})
+    check = doctor._apertium()
+    assert (check.state, check.detail) == (
+        "ok",
+        f"both ways en-es; further pairs: apt-get install {' '.join(missing)}",
+    )
+    for mode in ("es-fr", "fr-es", "ro-es", "eng-cat", "cat-fra"):
+        fake.add(mode)
+    assert doctor._apertium().detail.startswith(
+        "both ways en-es es-fr; ca to fr; en to ca; ro to es; by translator.pivots from en also fr (ca, es); further"
+    )
+
+
+def test_without_apertium_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tmp_path)
+    assert doctor._apertium().detail.startswith("installed, but no pair of languages is: apt-get install apertium-cat-")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = doctor._apertium()
+    assert check.state == "ok"
+    assert check.detail.startswith("not installed, which only translator=apertium needs: apt-get install apertium ")
 
 
 def test_a_folder_that_is_a_file_is_a_problem(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Who translates: Apertium, Hugging Face models, recorded translations, rules; and the memory of translations."""
