@@ -28,10 +28,11 @@ usage: kdlab VERB ...
 
   train       run a graph: kdlab train method=cr_ild task=glue/rte   (-m for a sweep, --help for all groups)
   plan        show the same graph: what is cached, what would run, how much work; runs nothing
-  list        what there is to choose from: kdlab list methods|tasks|models|rationales|hardware|experiments
+  list        what there is to choose from: kdlab list methods|tasks|models|rationales|translators|hardware|experiments
   doctor      look at device, versions, Hub, wandb and store, each problem with its fix
   store       the artifacts: kdlab store ls|verify|prune
-  analyze     how much finished runs overfit: curves, loss surface, noise on weights, distance to the teacher
+  analyze     how much finished runs overfit: curves, loss surface, noise on weights, distance to the teacher;
+              of runs in several languages: scores by language, matrix of training and test texts
   samples     look at a reasoning run: questions, rationales, answers, right or wrong
   sync        send finished runs to Weights & Biases: kdlab sync outputs/runs/*
   completion  shell completion: eval "$(kdlab completion bash)"
@@ -187,12 +188,12 @@ def execute_alone(folder: Any, *, brief: bool, renewed: set[str]) -> int:
 
     from kdlab import runner
     from kdlab.artifacts import Artifact, Store, disk_errors
-    from kdlab.config import Reasoning
+    from kdlab.config import Crosslingual, Reasoning
     from kdlab.engine.progress import Display
     from kdlab.engine.tracking import Tracker
     from kdlab.graph import Stage
-    from kdlab.report import card, result, samples, summary
-    from kdlab.report.sync import SUMMARY
+    from kdlab.report import card, languages, result, samples, summary
+    from kdlab.report.sync import summary_of
     from kdlab.rundir import points
 
     run, graph = folder.run, folder.graph
@@ -260,18 +261,22 @@ def execute_alone(folder: Any, *, brief: bool, renewed: set[str]) -> int:
         student = model is not None and model.is_dir()  # not of prompting, nor of a student behind an endpoint
         if before is None or outcome.ran or student != (folder.path / "student").is_dir():
             if model is not None and student:
-                folder.write_student(model, card.model_card(found, asdict(run)))
+                folder.write_student(model, card.model_card(found, asdict(run), folder.overrides))
             folder.write_result(found)
         else:
             found = before
         if isinstance(run.method, Reasoning):
             rows = samples.read_samples(targets["student_scores"].path / "samples.jsonl")
             tracker.table(*samples.tables(rows))
-        tracker.finish({key: found[key] for key in SUMMARY if key in found})
+        if isinstance(run.method, Crosslingual):
+            tracker.table(*languages.tables(found))
+        tracker.finish(summary_of(found))
         for line in found["warnings"]:
             screen.note(f"warning: {line['stage']}: {line['text']}")
         if not brief:
             screen.table(summary.summary_table(found))
+            if isinstance(run.method, Crosslingual):
+                screen.table(languages.language_table(found))
             screen.table(summary.score_table(found))
         kept = f"   student: {folder.path / 'student'}" if student else ""
         screen.note(f"result: {folder.path / 'result.json'}{kept}")
@@ -350,14 +355,15 @@ def report_sweep(composition: Composition, sweep: Path, codes: Sequence[int]) ->
     """The sweep's table, and at its end what failed and why."""
     from rich.console import Console
 
-    from kdlab.report import summary
+    from kdlab.report import languages, summary
     from kdlab.rundir import read
 
     results = [read(sweep / job.name / "result.json") for job in composition.jobs]
     whole = [result for result in results if result is not None]
     console = Console(highlight=False)
     if whole:
-        console.print(summary.comparison_table(whole))
+        several = all("languages" in result for result in whole)
+        console.print(languages.comparison_table(whole) if several else summary.comparison_table(whole))
     failed = [job for job, code in zip(composition.jobs, codes, strict=True) if code]
     console.print(f"{len(codes) - len(failed)} of {len(codes)} jobs finished: {sweep}", soft_wrap=True)
     for job in failed:
@@ -521,9 +527,15 @@ def store(words: list[str]) -> int:
 
 
 def analyze(words: list[str]) -> int:
-    arguments = parser("analyze", "How much finished runs overfit: numbers in analysis.json, plots, and tables.")
+    about = "How much finished runs overfit, or do in each language: numbers in analysis.json, plots, and tables."
+    arguments = parser("analyze", about)
     arguments.add_argument("runs", nargs="+", type=Path, help="folders of runs, or of a sweep")
-    arguments.add_argument("--what", default="", metavar="NAMES", help="of gap,surface,noise,distance; default: all")
+    arguments.add_argument(
+        "--what",
+        default="",
+        metavar="NAMES",
+        help="of gap,surface,noise,distance (distillation), gap,languages (crosslingual); default: all",
+    )
     arguments.add_argument(
         "--rows", type=int, help="that each part looks at; default: surface 64, noise 300, distance 128"
     )

@@ -1,5 +1,8 @@
 """What `kdlab analyze` looks at: finished runs by their folders, and the stages that analyse them.
 
+Layer distillation: the gap of train and dev, and analyses of the student. Several languages: the gap, and the scores by
+language, mode of inference and kind of training texts, which the runs have left already.
+
 A run's graph is made again from its graph.json, and the analyses are stages on top of it, with artifacts in the same
 store: what was analysed once is not analysed again. Nothing of the run itself is run: what is gone is asked for.
 """
@@ -19,7 +22,8 @@ from kdlab.checks import suggest
 from kdlab.errors import ConfigError, KdlabError, StoreError
 from kdlab.graph import Graph, Stage, canonical
 
-ANALYSES = ("gap", "surface", "noise", "distance")
+ANALYSES = ("gap", "surface", "noise", "distance", "languages")
+OF_FAMILY = {"distillation": ANALYSES[:4], "crosslingual": ("gap", "languages")}
 ROWS = {"surface": 64, "noise": 300, "distance": 128}  # that each looks at, unless told otherwise
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3)  # of the noise, as shares of a weight tensor's root mean square
 INCIDENTAL = ("seed", "name", "fresh", "store", "outputs", "hardware", "tracking")  # runs that differ here are seeds
@@ -85,6 +89,10 @@ class Subject:
         return int(self.config["seed"])
 
     @property
+    def family(self) -> str:
+        return str(self.config["method"]["family"])
+
+    @property
     def metric(self) -> str:
         return str(self.result["metric"])
 
@@ -126,7 +134,7 @@ class Subject:
             raise StoreError(problem.what, where=str(folder / "graph.json"), fix=again) from problem
         if told.get("config", {}).get("method", {}).get("family") == "reasoning":
             raise StoreError(
-                "analyze looks at layer distillation, and this is a reasoning run",
+                "analyze looks at encoders, and this is a reasoning run",
                 where=str(folder),
                 fix=f"look at its answers with `kdlab samples {folder}`",
             )
@@ -198,6 +206,11 @@ def _labelled(graph: Graph, label: str) -> Stage | None:
 # planning ----------------------------------------------------------------------------------------------------------
 
 
+def asked(subject: Subject, settings: Settings) -> list[str]:
+    """The analyses of `settings` that there are of the run's family."""
+    return [name for name in settings.analyses if name in OF_FAMILY[subject.family]]
+
+
 def plan(subject: Subject, settings: Settings, *, prefix: str = "") -> dict[str, Stage]:
     """The analyses of one run that are stages, by name; without a teacher there is no distance."""
     common = {"seed": settings.seed, "pad_to_max": subject.config["task"]["pad_to_max"]}
@@ -223,7 +236,7 @@ def plan(subject: Subject, settings: Settings, *, prefix: str = "") -> dict[str,
             inputs=inputs,
         )
         for name, (function, values, inputs) in functions.items()
-        if name in settings.analyses
+        if name in asked(subject, settings)
     }
 
 
@@ -238,7 +251,13 @@ def own_map(subject: Subject) -> dict[str, Any]:
 
 
 def require(subject: Subject, stages: Mapping[str, Stage], settings: Settings, store: Store) -> None:
-    """Raises StoreError if what the analyses still have to read of the run is no longer in the store."""
+    """Raises StoreError if what the analyses still have to read of the run is no longer in the store.
+
+    Raises ConfigError if none of them is of the run's family.
+    """
+    if not asked(subject, settings):
+        known = ", ".join(OF_FAMILY[subject.family])
+        raise ConfigError([f"--what {','.join(settings.analyses)}: of {subject.name}, a {subject.family} run: {known}"])
     needed = [need for stage in stages.values() if store.find(stage.artifact) is None for need in stage.needs()]
     if "gap" in settings.analyses:
         needed += subject.trained
@@ -277,6 +296,12 @@ def grouped(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
             shown = [f"{name.partition('.')[2]}={settings[key].get(name)}" for name in differing[:3]]
             labels[key] = ", ".join([label, *shown])
     return {labels[key]: group for key, group in groups.items()}
+
+
+def matrix(subject: Subject) -> str:
+    """The same for runs that differ in the kind of their training texts, and in their seed, only."""
+    method = {key: value for key, value in subject.config["method"].items() if key != "texts"}
+    return hashlib.sha256(canonical({**setting(subject), "method": method}).encode()).hexdigest()[:8]
 
 
 def setting(subject: Subject) -> dict[str, Any]:

@@ -345,7 +345,7 @@ def test_all_that_is_wrong_with_the_settings_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         study.Settings.of("gap,surfce,noise", rows=1, points=4, span=0.0, draws=0, seed=-1)
     text = str(caught.value)
-    assert "--what surfce: choose among gap, surface, noise, distance; did you mean surface?" in text
+    assert "--what surfce: choose among gap, surface, noise, distance, languages; did you mean surface?" in text
     assert len(caught.value.problems) == 6
     assert study.Settings.of("noise, gap").analyses == ("gap", "noise")
     assert study.Settings.of("").analyses == study.ANALYSES

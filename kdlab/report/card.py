@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from kdlab import config
+from kdlab.report import languages
 from kdlab.report.result import without_credentials
 from kdlab.report.samples import visible
 from kdlab.report.summary import (
@@ -23,7 +25,10 @@ from kdlab.report.summary import (
     remarks,
     score_columns,
     score_rows,
+    split_of,
+    translated,
 )
+from kdlab.study import INCIDENTAL
 
 # Names of the metrics on the Hub.
 HUB_METRICS = {
@@ -46,8 +51,9 @@ LANGUAGES = {  # of data sets on the Hub; others: not known, so not claimed
 TOLD_AS_HYPERPARAMETERS = re.compile(
     r"method\.(?!name$|family$|stages$|prompt\.exemplars$)"
     r"|model\.(teacher|student)\.(?!id$|revision$)|model\.tokenizer$"
-    r"|task\.(max_length|pad_to_max|heldout|dev_limit|compare|(few|imbalance|noise|partition|generate)\..*)$"
+    r"|task\.(max_length|pad_to_max|heldout|dev_limit|test_limit|compare|(few|imbalance|noise|partition|generate)\..*)$"
     r"|rationales\.(prompt|max_tokens|stop|error_rate|seed)$|model\.vocabulary$"
+    r"|translator\.(unit|beams|max_tokens|precision|codes|pivots)$"
     r"|supplement\.(name|passages\..*|few\..*)$"
     r"|debug\.(?!name$)|seed$|precision$|select_on$"
 )
@@ -137,6 +143,29 @@ CITATIONS = {
   year      = {2022},
   url       = {https://arxiv.org/abs/2201.11903}
 }""",
+    "oh2022synergy": """@inproceedings{oh2022synergy,
+  title     = {Synergy with Translation Artifacts for Training and Inference in Multilingual Tasks},
+  author    = {Oh, Jaehoon and Ko, Jongwoo and Yun, Se-Young},
+  booktitle = {Proceedings of the 2022 Conference on Empirical Methods in Natural Language Processing},
+  pages     = {6747--6754},
+  year      = {2022},
+  url       = {https://arxiv.org/abs/2210.09588}
+}""",
+    "khosla2020supervised": """@inproceedings{khosla2020supervised,
+  title     = {Supervised Contrastive Learning},
+  author    = {Khosla, Prannay and Teterwak, Piotr and Wang, Chen and Sarna, Aaron and Tian, Yonglong and
+               Isola, Phillip and Maschinot, Aaron and Liu, Ce and Krishnan, Dilip},
+  booktitle = {Advances in Neural Information Processing Systems 33},
+  year      = {2020},
+  url       = {https://arxiv.org/abs/2004.11362}
+}""",
+    "zhang2018mixup": """@inproceedings{zhang2018mixup,
+  title     = {mixup: Beyond Empirical Risk Minimization},
+  author    = {Zhang, Hongyi and Cisse, Moustapha and Dauphin, Yann N. and Lopez-Paz, David},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018},
+  url       = {https://arxiv.org/abs/1710.09412}
+}""",
 }
 PAPERS = {  # of a method, besides those of its stages
     "pkd": "sun2019patient",
@@ -174,15 +203,23 @@ ENDS = {  # where a student's answer is, by the template that it was trained wit
     "ft_cot_natural": "The answer is what follows `Therefore the answer is` in the completion.",
 }
 
+MODES = {  # of inference, as they are told in the table of scores
+    "original": "*Original*: the text as it is.",
+    "translated": "*Translated*: its translation into {source}.",
+    "both": "*Both*: {both}.",
+    "back_translated": "*Back translated*: its translation into {source} and back.",
+}
+
 # Settings of a stage, which are not worth telling where the stage is not run.
 SETTINGS: dict[str, tuple[str, ...]] = {stage: (f"method.{stage}.",) for stage in [*STAGES, "answer"]}
 SETTINGS["rationales"] = ("method.curation.", "method.samples", "method.temperature", "rationales.")
 
 
-def model_card(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def model_card(result: Mapping[str, Any], run: Mapping[str, Any], overrides: Sequence[str] = ()) -> str:
     """Markdown with YAML front matter.
 
-    result: what result.json holds; run: the resolved config as plain values (asdict of config.Run).
+    result: what result.json holds; run: the resolved config as plain values (asdict of config.Run); overrides: what was
+    given to `kdlab train`.
     What is not known (licence, a language, a base model that is a local folder) is left out, not guessed.
     """
     writes = run["method"]["family"] == "reasoning"
@@ -191,12 +228,16 @@ def model_card(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         f"# {result['run']['name']}",
         _introduction(result, run),
         _data(run),
-        _method(run),
+        _method(result, run),
         _rationales(result, run) if result.get("curation") else "",
-        _hyperparameters(run),
+        _translations(result) if result.get("translator") else "",
+        _hyperparameters(result, run),
         _scores(result),
+        _scores_by_language(result) if _multilingual(run) else "",
         _size_and_speed(result),
         _asking(result, run) if writes else _loading(run),
+        _views(result) if _multilingual(run) else "",
+        _reproduction(overrides) if overrides else "",
         _citations(run),
     ]
     card: str = without_credentials("\n\n".join(part for part in parts if part) + "\n")
@@ -255,16 +296,22 @@ def _front_matter(result: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str
     tags = [
         *(["knowledge-distillation"] if result.get("teacher") else []),
         *(["chain-of-thought"] if _thinks(run) else []),
+        *(["cross-lingual-transfer"] if _multilingual(run) else []),
     ]
     matter: dict[str, Any] = {
-        "language": LANGUAGES.get(hub) if hub else None,
+        "language": _languages(run) if _multilingual(run) else LANGUAGES.get(hub) if hub else None,
         "library_name": "transformers",
         "pipeline_tag": None if run["task"].get("kind") == "regression" else _pipeline(result, run),
         "tags": ["kdlab", *tags],
         "base_model": base,
         "datasets": [hub] if hub else None,
         "metrics": list(metrics),
-        "model-index": [{"name": result["run"]["name"], "results": _index(result, run)}],
+        "model-index": [
+            {
+                "name": result["run"]["name"],
+                "results": _index_of_languages(result, run) if _multilingual(run) else _index(result, run),
+            }
+        ],
     }
     return {key: value for key, value in matter.items() if value}
 
@@ -278,6 +325,47 @@ def _pipeline(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 def _thinks(run: Mapping[str, Any]) -> bool:
     """Whether the student writes a rationale before its answer."""
     return "_cot" in run["method"].get("prompt", {}).get("template", "")
+
+
+def _multilingual(run: Mapping[str, Any]) -> bool:
+    return bool(run["method"]["family"] == "crosslingual")
+
+
+def _languages(run: Mapping[str, Any]) -> list[str]:
+    """Codes that the Hub knows as languages; those of an embedded task are made up."""
+    made_up = run["task"]["source"].get("demo")
+    return [] if made_up else [code for code in run["task"]["languages"] if re.fullmatch("[a-z]{2,3}", code)]
+
+
+def _index_of_languages(result: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the saved student scores by itself, without a translator, in each language."""
+    task, split = run["task"], split_of(result)
+    source = task["source"]
+    results = []
+    for language in languages.languages(result, split):
+        scores = result["languages"][split]["original"][language]
+        config = source["config"] or source["data_dir"]
+        name = task["language_names"].get(language, language)
+        data = {
+            "name": f"{task['name']}, {split}, {language}",
+            "type": source["hub"] or task["name"],
+            "config": config and config.replace("{language}", name),
+            "split": task["splits"].get(split),
+            "revision": source["revision"],
+        }
+        found = [
+            {"type": _hub_metric(metric), "name": metric_name(metric), "value": value}
+            for metric, value in scores.items()
+            if metric in HUB_METRICS and metric in result["scores"][split]
+        ]
+        results.append(
+            {
+                "task": {"type": _pipeline(result, run), "name": task["name"]},
+                "dataset": {key: value for key, value in data.items() if value},
+                "metrics": found,
+            }
+        )
+    return results
 
 
 def _index(result: Mapping[str, Any], run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -357,7 +445,9 @@ def _data(run: Mapping[str, Any]) -> str:
     source = task.get("source", {})
     if source.get("hub"):
         where = f"`{source['hub']}`"
-        where += f", configuration `{source['config']}`" if source.get("config") else ""
+        by_language = "{language}" in (source.get("config") or source.get("data_dir") or "")
+        where += ", a configuration or folder for each language" if by_language else ""
+        where += f", configuration `{source['config']}`" if source.get("config") and not by_language else ""
         where += f", revision `{source['revision']}`" if source.get("revision") else ""
     else:
         where = f"`{source['demo']}`, embedded in kdlab" if source.get("demo") else "Local files"
@@ -369,20 +459,130 @@ def _data(run: Mapping[str, Any]) -> str:
     if task.get("labels"):
         labels = ", ".join(f"{place} = {name}" for place, name in enumerate(task["labels"]))
         lines.append(f"Labels: {labels}.")
+    if task.get("languages"):
+        lines.append(f"Languages: {', '.join(task['languages'])}; source language: {task['source_language']}.")
     return "\n".join(lines)
 
 
-def _method(run: Mapping[str, Any]) -> str:
+def _method(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     stages = run["method"].get("stages", [])
-    told = [f"{place}. {_stage(run['method'], stage)}" for place, stage in enumerate(stages, start=1)]
+    several = _multilingual(run)
+    steps = _crosslingual_steps(result, run) if several else [_stage(run["method"], stage) for stage in stages]
+    told = [f"{place}. {step}" for place, step in enumerate(steps, start=1)]
     how = {
-        "test": "the test set, as the paper did: its scores are optimistic",
+        "test": f"the test set, as the {'official code does' if several else 'paper did'}: its scores are optimistic",
         "heldout": "a held-out part of the training data",
-        "dev": "the dev set, as papers often do: its scores flatter",
+        "dev": "the dev set: scores on it flatter"
+        if several
+        else "the dev set, as papers often do: its scores flatter",
         "last": "nothing: the last one is kept",
     }
     chosen = how.get(run.get("select_on", "heldout"), run.get("select_on"))
     return "\n".join(["## Method", "", *told, "", f"Checkpoints are chosen on {chosen}."])
+
+
+def _crosslingual_steps(result: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """How the student was trained, and how it is asked for the scores."""
+    fit, source = run["method"]["student"], run["task"]["source_language"]
+    trained, inference = result["training"], result["inference"]
+    own = ", ".join(trained["languages"])
+    learned = {
+        "original": f"labelled texts in {own}",
+        "translated": f"labelled texts in {source} and their translations into {own}, in pairs that share a label",
+        "back_translated": f"labelled texts in {own}, each translated into {source} and back",
+    }[trained["texts"]]
+    contrast = fit["contrast"]
+    parts = ["cross entropy"]
+    parts += [f"mixed inputs, Beta({fit['mixup']:g}, {fit['mixup']:g})"] if fit["mixup"] else []
+    parts += (
+        [f"SupCon with weight {contrast['weight']:g}, temperature {contrast['temperature']:g}"]
+        if contrast["weight"]
+        else []
+    )
+    asked = {
+        "original": "the text as it is",
+        "translated": f"its translation into {source}",
+        "both": f"both: {_both(inference)}",
+    }[inference["mode"]]
+    return [
+        f"The student is fine-tuned on {learned}: {'; '.join(parts)}. A step is the mean over its languages.",
+        f"For the run's own score it is asked with {asked}.",
+    ]
+
+
+def _both(inference: Mapping[str, Any]) -> str:
+    if inference["ensemble"] == "logits":
+        return "the sum of the logits of the text and of its translation"
+    share = inference["share"]
+    return f"{1 - share:g} times the probabilities of the text and {share:g} times those of its translation"
+
+
+def _translations(result: Mapping[str, Any]) -> str:
+    """Who translated, how much, and what of it went wrong."""
+    counts = translated(result["translations"])
+    lines = ["## Translations", "", f"Translated by {_translator(result['translator'])}: {counts}."]
+    return "\n".join(lines)
+
+
+def _translator(translator: Mapping[str, Any]) -> str:
+    """Who it is, without where it lies."""
+    kind = translator["kind"]
+    if kind == "apertium":
+        routes = [f"{pair} by {', '.join(route['modes'])}" for pair, route in translator["routes"].items()]
+        return f"Apertium, which has rules ({'; '.join(routes)})"
+    if kind == "hf":
+        models = [(_hub_id(name), values.get("revision")) for name, values in translator.get("models", {}).items()]
+        named = [f"`{name}`" + (f" (revision `{revision}`)" if revision else "") for name, revision in models if name]
+        return (", ".join(named) or "a local model") + f", with beams of {translator['beams']}"
+    return {
+        "rules": "kdlab's word-for-word rules for this task, which leave artifacts",
+        "recorded": "others; recorded",
+    }[kind]
+
+
+def _scores_by_language(result: Mapping[str, Any]) -> str:
+    """A table for each metric of the set that methods are compared on."""
+    split, source = split_of(result), result["source_language"]
+    metrics = list(result["scores"][split])
+    told = [
+        MODES[mode].format(source=source, both=_both(result["inference"])) for mode in languages.modes(result, split)
+    ]
+    parts = [
+        f"### By language, on {split}",
+        f"Times 100. {' '.join(told)} {source} is asked once and stands in every column.",
+    ]
+    for metric in metrics:
+        columns = languages.language_columns(result, split, metric)
+        titled = {title.replace("_", " "): cells for title, cells in columns.items()}
+        parts.append("\n".join([f"{metric_name(metric)}:", "", *_markdown(filled(titled, keep=("",)), left=("",))]))
+    note = languages.fallback_note(result)
+    return "\n\n".join([*parts, *([f"{note[0].upper()}{note[1:]}."] if note else [])])
+
+
+def _views(result: Mapping[str, Any]) -> str:
+    """What of the scores the saved student gives by itself."""
+    lines = ["The code above gives the scores under *original*: the student reads a text in its own language."]
+    source, shown = result["source_language"], languages.modes(result, split_of(result))
+    if "translated" in shown:
+        lines.append(
+            f"Those under *translated* need the translator above: it is the translation into {source} that is read."
+        )
+    if "both" in shown:
+        lines.append(f"Those under *both* need it too: {_both(result['inference'])}.")
+    return "\n".join(lines)
+
+
+def _reproduction(overrides: Sequence[str]) -> str:
+    """The command, without what changes no number; a value that means something on one machine only is left open."""
+    shown = []
+    for word in overrides:
+        name, is_value, value = word.partition("=")
+        key = name.lstrip("+~")
+        if key.partition(".")[0].partition("/")[0] in ("hydra", *INCIDENTAL) and key != "seed":
+            continue
+        place = key.rpartition(".")[2] in ("path", "exemplars") or ("/" in value and "." in key and not _hub_id(value))
+        shown.append(f"{name}=..." if is_value and place else word)
+    return "\n".join(["## How to make it again", "", "```sh", shlex.join(["kdlab", "train", *shown]), "```"])
 
 
 def _stage(method: Mapping[str, Any], stage: str) -> str:
@@ -449,10 +649,11 @@ def _writer(writer: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     return f"`{model}` through an OpenAI-compatible endpoint" + (f" at `{host}`" if host else "") + f", {asked}"
 
 
-def _hyperparameters(run: Mapping[str, Any]) -> str:
+def _hyperparameters(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """Stages that the method does not run have no settings worth telling."""
-    stages = run["method"].get("stages", list(SETTINGS))
+    stages = run["method"].get("stages", ["student"] if _multilingual(run) else list(SETTINGS))
     idle = tuple(prefix for stage, prefixes in SETTINGS.items() if stage not in stages for prefix in prefixes)
+    idle += () if result.get("translator") else ("translator.",)
     shown = {
         where: value
         for where, value in differences(run).items()
@@ -583,7 +784,8 @@ def _fenced(text: str) -> str:
 
 def _citations(run: Mapping[str, Any]) -> str:
     method = run["method"]
-    keys = _reasoning_papers(run) if method["family"] == "reasoning" else _distillation_papers(method)
+    papers = {"reasoning": _reasoning_papers, "crosslingual": _crosslingual_papers}
+    keys = papers.get(method["family"], _distillation_papers)(run)
     cited = [CITATIONS[key] for key in dict.fromkeys(keys)]
     return "\n".join(["## Citation", "", "```bibtex", "\n\n".join(cited), "```"]) if cited else ""
 
@@ -602,7 +804,16 @@ def _reasoning_papers(run: Mapping[str, Any]) -> list[str]:
     return ["ho2023large", *(PROMPT_PAPERS[name] for name in asked if name in PROMPT_PAPERS)]
 
 
-def _distillation_papers(method: Mapping[str, Any]) -> list[str]:
-    name, stages = method["name"], method.get("stages", [])
+def _crosslingual_papers(run: Mapping[str, Any]) -> list[str]:
+    fit = run["method"]["student"]
+    return [
+        "oh2022synergy",
+        *(["khosla2020supervised"] if fit["contrast"]["weight"] else []),
+        *(["zhang2018mixup"] if fit["mixup"] else []),
+    ]
+
+
+def _distillation_papers(run: Mapping[str, Any]) -> list[str]:
+    name, stages = run["method"]["name"], run["method"].get("stages", [])
     of_stages = [STAGE_PAPERS[stage] for stage in stages if stage in STAGE_PAPERS and name not in OWN_STAGES]
     return [*([PAPERS[name]] if name in PAPERS else []), *of_stages]

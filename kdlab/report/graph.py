@@ -255,7 +255,7 @@ def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
         return Estimate()
     data = stage.inputs["data"]
     artifact = _known(data, store)
-    rows = work.examples if artifact is None else artifact.facts["rows"]["train"]
+    rows = work.examples if artifact is None else _training_rows(artifact)
     steps = replace(work, examples=rows).steps()
     size = None if work.parameters is None else float(work.parameters * BYTES_PER_PARAMETER)
     if steps is None or rows is None:
@@ -264,12 +264,36 @@ def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
         longest = data.values.get("max_length") or data.values["max_prompt"] + data.values["max_target"]
         per_row = TOKENS_PER_ROW * longest
     else:
-        tokens_of = artifact.facts["tokens"]
-        per_row = (tokens_of["train"] if "train" in tokens_of else tokens_of["all"]) / rows
+        per_row = _tokens_per_row(artifact)
     share = min(1.0, steps * work.batch_size / (rows * max(work.epochs, 1)))
     tokens = per_row * rows * work.epochs * share
     seconds = None if work.parameters is None else 2 * work.cost * work.parameters * tokens / speed
-    return Estimate(steps, None if artifact is None else round(tokens), seconds, size)
+    return Estimate(steps, None if artifact is None else round(_texts(stage) * tokens), seconds, size)
+
+
+def _training_tables(artifact: Artifact) -> list[str]:
+    """train; of several languages train.en.original, train.en.es, ..."""
+    return [name for name in artifact.facts["rows"] if name.partition(".")[0] == "train"]
+
+
+def _training_rows(artifact: Artifact) -> int:
+    """Of the language that has most: an epoch is as long as its."""
+    return max(int(artifact.facts["rows"][name]) for name in _training_tables(artifact))
+
+
+def _tokens_per_row(artifact: Artifact) -> float:
+    rows, tokens = artifact.facts["rows"], artifact.facts["tokens"]
+    if "all" in tokens:
+        return float(tokens["all"] / rows["train"])
+    names = _training_tables(artifact)
+    return float(sum(tokens[name] for name in names) / sum(rows[name] for name in names))
+
+
+def _texts(stage: Stage) -> int:
+    """How many texts are read for each row of an epoch: of several languages one each, or a pair."""
+    if stage.name != "finetune_pairs":
+        return 1
+    return len(stage.values["languages"]) * (2 if stage.values["texts"] == "translated" else 1)
 
 
 def _speed(store: Store) -> float:

@@ -1,4 +1,4 @@
-"""The plots of the overfitting study: each function takes numbers and gives a figure. Only they load matplotlib.
+"""The plots of `kdlab analyze`: each function takes numbers and gives a figure. Only they load matplotlib.
 
 `groups` maps a label to the runs that differ in their seed only, each as `report.study.numbers` gives it. A group of
 several runs is drawn as its mean with a band of one standard deviation. Groups keep their colour and marker in all
@@ -457,10 +457,184 @@ def similarity(groups: Groups) -> Figure:
         return figure
 
 
-def _frame(x: float, y: float) -> Any:
+def _frame(x: float, y: float, *, height: float = 1.0) -> Any:
+    """Around the cells whose middle is at (x, y)."""
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2, zorder=4, clip_on=False)
+    corner = (x - 0.5, y - height / 2)
+    return Rectangle(corner, 1, height, fill=False, edgecolor="#D55E00", linewidth=2, zorder=4, clip_on=False)
+
+
+# several languages -------------------------------------------------------------------------------------------------
+
+MODES = {  # of inference, and kinds of texts
+    "original": "original",
+    "translated": "translated",
+    "both": "both",
+    "back_translated": "back-\ntranslated",
+}
+
+
+def gap_by_language(groups: Groups) -> Figure:
+    """Loss on train (dashed) and on the dev rows of each language while the student was trained; below, the scores."""
+    metric = next(run["metric"] for runs in groups.values() for run in runs)
+    found = {label: [curve for run in runs for curve in run.get("gap", ())] for label, runs in groups.items()}
+    found = {label: curves for label, curves in found.items() if curves}
+    samples = dict.fromkeys(name for curves in found.values() for curve in curves for name in curve["losses"])
+    languages = [name for name in samples if name.startswith("dev.")]
+    looks = {name: {**_look(number), "linewidth": 1.1} for number, name in enumerate(languages)}
+    looks |= {"train": {"color": "#444444", "linestyle": "--"}, "dev": {"color": "#444444", "linewidth": 2.6}}
+    scored = any(any(curve["scores"]) for curves in found.values() for curve in curves)
+    columns, per_group = min(4, len(found)), 2 if scored else 1
+    rows = per_group * -(-len(found) // columns)
+    picks: list[tuple[Callable[[Mapping[str, Any], str], list[float] | None], float, str]] = [
+        (lambda curve, name: curve["losses"].get(name), 1.0, "loss of the objective"),
+        (lambda curve, name: _score(curve, name, metric), 100.0, f"{metric_name(metric)} × 100"),
+    ]
+    with styled():
+        figure = _figure(3.8 * columns + 0.4, 2.7 * rows + 1.1)
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        for number, (label, curves) in enumerate(found.items()):
+            turn, column = divmod(number, columns)
+            for row, (pick, factor, name) in enumerate(picks[:per_group]):
+                axes = panels[per_group * turn + row][column]
+                axes.set_axis_on()
+                for sample, look in looks.items():
+                    values = [(curve["epochs"], own) for curve in curves if (own := pick(curve, sample)) is not None]
+                    if not values:
+                        continue
+                    length = min(len(own) for _, own in values)
+                    epochs = np.mean([epochs[:length] for epochs, _ in values], axis=0)
+                    mean = factor * np.mean([own[:length] for _, own in values], axis=0)
+                    axes.plot(epochs, mean, **{**look, "markevery": max(1, length // 8)})
+                axes.set_ylabel(name if column == 0 else "")
+                axes.margins(x=0.03)
+            panels[per_group * turn][column].set_title(label)
+            panels[per_group * turn + per_group - 1][column].set_xlabel("epoch")
+        named = {name.removeprefix("dev."): look for name, look in looks.items() if name in languages}
+        _legend(figure, named, {"train": looks["train"], "mean of dev": looks["dev"]})
+        several = any(len(curves) > 1 for curves in found.values())
+        figure.suptitle(
+            "Train, and dev by language,\nwhile the student was trained" + (" (mean over seeds)" if several else "")
+        )
+        return figure
+
+
+def languages(groups: Groups) -> Figure:
+    """The metric of each language and of their means in each mode of inference; the run's own mode is framed."""
+    found = {label: [run["languages"] for run in runs if "languages" in run] for label, runs in groups.items()}
+    found = {label: ones for label, ones in found.items() if ones}
+    some = next(iter(found.values()))[0]
+    metric = next(run["metric"] for runs in groups.values() for run in runs)
+    names = list(dict.fromkeys(name for ones in found.values() for of in ones[0]["scores"].values() for name in of))
+    modes = [mode for mode in MODES if any(mode in ones[0]["scores"] for ones in found.values())]
+    means = {"all": "mean", "without_source": f"mean without {some['source_language']}"}
+    tables = {
+        label: np.array(
+            [
+                *([_seed_mean(ones, "scores", mode, name) for mode in modes] for name in names),
+                *([_seed_mean(ones, "means", mode, group) for mode in modes] for group in means),
+            ]
+        )
+        for label, ones in found.items()
+    }
+    columns = min(4, len(tables))
+    rows = -(-len(tables) // columns)
+    height = len(names) + len(means)
+    with styled():
+        figure = _figure((0.78 * len(modes) + 0.35) * columns + 2.6, (0.27 * height + 0.75) * rows + 0.7)
+        panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+        image: Any = None
+        for axes, (label, table) in zip(panels, tables.items(), strict=False):
+            image = _heat(axes, table, list(tables.values()), digits=1)
+            axes.axhline(len(names) - 0.5, color="white", linewidth=4)
+            axes.set_title(label)
+            axes.set_xticks(range(len(modes)), [MODES[mode] for mode in modes])
+            axes.set_yticks(range(height), [*names, *means.values()])
+            if (own := found[label][0]["inference"]) in modes:
+                axes.add_patch(_frame(modes.index(own), -0.5 + height / 2, height=height))
+        for axes in panels[len(tables) :]:
+            axes.set_axis_off()
+        bar = figure.colorbar(image, ax=panels, aspect=14 * rows, pad=0.02)
+        bar.set_label(f"{metric_name(metric)} × 100")
+        figure.suptitle(f"{metric_name(metric)} × 100 on {some['split']}; framed: the run's own inference")
+        return figure
+
+
+def _seed_mean(ones: Sequence[Mapping[str, Any]], kind: str, mode: str, name: str) -> float:
+    """Of one cell over the runs that have it, times 100; NaN if none has."""
+    values = [one[kind][mode][name] for one in ones if name in one[kind].get(mode, {})]
+    return 100 * float(np.mean(values)) if values else math.nan
+
+
+def artifacts(matrices: Sequence[Mapping[str, Any]]) -> Figure:
+    """Kind of training texts by kind of scored texts; framed is the best row of each column.
+
+    matrices: as `report.study.matrices` gives them.
+    """
+    short = {"original": "OR", "translated": "MT", "back_translated": "BT"}
+    tables = [np.array(one["values"], dtype=float) * 100 for one in matrices]
+    columns = min(3, len(tables))
+    rows = -(-len(tables) // columns)
+    metrics = dict.fromkeys(metric_name(one["metric"]) for one in matrices)
+    with styled():
+        figure = _figure(3.3 * columns + 1.5, 2.9 * rows + 0.8)
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        image: Any = None
+        for number, (axes, one, table) in enumerate(zip(panels, matrices, tables, strict=False)):
+            image = _heat(axes, table, tables, digits=1, deviations=one["deviations"])
+            for column in range(table.shape[1]):
+                if np.isfinite(table[:, column]).sum() > 1:
+                    axes.add_patch(_frame(column, int(np.nanargmax(table[:, column]))))
+            axes.set_title(one["label"])
+            axes.set_xticks(range(table.shape[1]), [f"{MODES[kind]}\n({short[kind]})" for kind in one["columns"]])
+            axes.set_yticks(range(table.shape[0]), [f"{MODES[kind]} ({short[kind]})" for kind in one["rows"]])
+            axes.set_xlabel("texts of the test")
+            axes.set_ylabel("texts of training" if number % columns == 0 else "")
+        for axes in panels[len(tables) :]:
+            axes.set_axis_off()
+        bar = figure.colorbar(image, ax=panels, aspect=14 * rows, pad=0.02)
+        bar.set_label(f"{', '.join(metrics)} × 100")
+        some = matrices[0]
+        figure.suptitle(
+            f"{', '.join(metrics)} × 100 on {some['split']}, mean over {len(some['languages'])} languages\n"
+            "framed: the best training texts for each kind of test texts"
+        )
+        return figure
+
+
+def _heat(
+    axes: Axes,
+    table: Array,
+    tables: Sequence[Array],
+    *,
+    digits: int,
+    deviations: Sequence[Sequence[float | None]] | None = None,
+) -> Any:
+    """The table as colours, on one scale with `tables`, with its numbers; what is not known is grey.
+
+    deviations: fractions, of a table of hundreds.
+    """
+    import matplotlib
+
+    everything = np.concatenate([one.ravel() for one in tables])
+    low, high = float(np.nanmin(everything)), float(np.nanmax(everything))
+    colours = matplotlib.colormaps[PALE].with_extremes(bad="#EEEEEE")
+    span = max(high - low, 1e-6)
+    image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=low + span, aspect="auto")
+    for (i, j), value in np.ndenumerate(table):
+        known = math.isfinite(value)
+        text = f"{value:.{digits}f}" if known else "–"
+        deviation = deviations[i][j] if deviations is not None else None
+        text += f"\n± {100 * deviation:.{digits}f}" if deviation is not None else ""
+        dark = known and (value - low) / span > 0.55
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
 
 
 # what all of them share --------------------------------------------------------------------------------------------

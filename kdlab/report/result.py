@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 from kdlab import provenance
 from kdlab.artifacts import Artifact
-from kdlab.config import Distillation, Reasoning, Run
+from kdlab.config import Crosslingual, Distillation, Run
+from kdlab.data.languages import ORIGINAL, View
 from kdlab.report.samples import Sample, read_samples
 
 REASONING_METRICS = ("accuracy", "contains_answer", "correct_format", "complete")
+TRANSLATED = ("translated_train", "back_train", "translated_sets", "back_sets")  # targets that a translator has made
+CHOSEN_ON_TEST = "chosen on the test set, as the official code does: optimistic"
 COSTS = ("requests", "prompt_tokens", "completion_tokens", "trained_tokens", "usd")  # facts of a stage at an endpoint
 
 NEARLY_ALL = 0.9  # share of one answer among all predictions that makes a student degenerate
@@ -30,8 +34,7 @@ def build(run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifa
     training stage's evaluations, and `best` is chosen on the very set that it reports.
     `split` is the set that methods are compared on.
     """
-    of_family = build_reasoning if isinstance(run.method, Reasoning) else build_distillation
-    return of_family(run, targets, stages, seconds)
+    return FAMILIES[run.method.family](run, targets, stages, seconds)
 
 
 def build_distillation(
@@ -54,6 +57,55 @@ def build_distillation(
         "rows": {**facts["rows"], **further["rows"]},
         "conditions": facts["conditions"],
         "seeds": {"run": run.seed} | ({"teacher": method.teacher_seed} if "teacher" in targets else {}),
+    }
+
+
+def build_crosslingual(
+    run: Run, targets: Mapping[str, Artifact], stages: Mapping[str, Artifact], seconds: float
+) -> dict[str, Any]:
+    """The result of a run of the family of MUSC.
+
+    `scores` are means over all languages, the source's among them, in the run's own inference. Besides what every
+    result has: languages (split -> mode -> language -> metric), means (split -> mode -> all, without_source -> metric),
+    inference and its fallbacks (split -> language -> view -> rows without such a text, which their original answered),
+    training (kind of texts, languages), translator, translations (counts by table), and the majority of each language.
+    """
+    method = run.method
+    assert isinstance(method, Crosslingual)
+    prepared = [_read(targets[name].path / "facts.json") for name in ("data", "sets") if name in targets]
+    majority = _majority_of_languages([facts.get("majority", {}) for facts in prepared])
+    scored = targets["student_scores"].path
+    means = _read(scored / "means.json")
+    student = _multilingual(run, targets, means)
+    translated = [targets[name] for name in TRANSLATED if name in targets]
+    trained = targets["student"].manifest["values"]
+    return {
+        **_common(run, stages, seconds),
+        "metric": run.task.metric,
+        "split": "test" if "test" in means else "dev",
+        "scores": student["scores"],
+        "source_language": run.task.source_language,
+        "task_languages": list(run.task.languages),
+        "languages": _read(scored / "scores.json"),
+        "means": means,
+        "inference": {
+            "mode": method.inference,
+            "ensemble": method.ensemble,
+            "share": method.share,
+            "fallbacks": _read(scored / "fallbacks.json"),
+        },
+        "training": {name: trained[name] for name in ("texts", "languages")},
+        "translator": _translator(run, translated) if translated else None,
+        "translations": {
+            table: counts for one in translated for table, counts in _read(one.path / "facts.json")["jobs"].items()
+        },
+        "student": {**student, "path": "student"},
+        "teacher": None,
+        "majority": {split: _mean(list(values.values())) for split, values in majority.items()},
+        "majority_of_languages": majority,
+        "rows": {table: rows for facts in prepared for table, rows in facts["rows"].items()},
+        "conditions": prepared[0]["conditions"],
+        "seeds": {"run": run.seed},
     }
 
 
@@ -121,7 +173,7 @@ def _common(run: Run, stages: Mapping[str, Artifact], seconds: float) -> dict[st
         },
         "sources": {
             label: artifact.manifest["values"][name]
-            for name in ("source", "model", "student", "tokenizer", "writer")
+            for name in ("source", "model", "student", "tokenizer", "writer", "translator")
             for label, artifact in stages.items()
             if artifact.manifest["values"].get(name)
         },
@@ -248,7 +300,56 @@ def _prompt(answers: Path) -> dict[str, str | None] | None:
     return {"template": template, "prompt": prompt, "completion": first["completion"]}
 
 
-# both --------------------------------------------------------------------------------------------------------------
+# crosslingual ------------------------------------------------------------------------------------------------------
+
+
+def _multilingual(run: Run, targets: Mapping[str, Artifact], means: Mapping[str, Any]) -> dict[str, Any]:
+    """The student. Of its scores while it was trained only those are told for which it was asked as it is scored."""
+    method, student = run.method, targets["student"]
+    assert isinstance(method, Crosslingual)
+    history, select = _read(student.path / "history.json"), student.manifest["values"]["select"]
+    view, languages = (ORIGINAL, run.task.languages) if select is None else (select["view"], select["languages"])
+    alike = view == method.inference and set(languages) == set(run.task.languages)
+    selected = {split: modes[method.inference]["all"] for split, modes in means.items() if method.inference in modes}
+    told = {} if select is None else {"languages": languages, "view": view}
+    told |= {"note": CHOSEN_ON_TEST} if run.select_on == "test" else {}
+    return {
+        "scores": _scores(selected, history if alike else None, [run.task.metric, *run.task.metrics]),
+        "selection": {**_selection(run, history), **told},
+        "head": _read(student.path / "model" / "config.json").get("kdlab_head", "stock"),
+        **_read(targets["student_figures"].path / "figures.json"),
+    }
+
+
+def _translator(run: Run, translated: Sequence[Artifact]) -> dict[str, Any]:
+    """What identifies it, over all the pairs of languages that it has translated between."""
+    found: dict[str, Any] = {"name": run.translator.name}
+    for one in translated:
+        for key, value in one.manifest["values"]["translator"].items():
+            found[key] = {**found.get(key, {}), **value} if isinstance(value, Mapping) else value
+    return found
+
+
+def _majority_of_languages(
+    found: Sequence[Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """split -> language -> metric, from the majority of each table."""
+    sorted_out: dict[str, dict[str, dict[str, float]]] = {}
+    for table, metrics in (item for majority in found for item in majority.items()):
+        view = View.of(table)
+        if view.form == ORIGINAL:
+            sorted_out.setdefault(view.split, {})[view.language] = dict(metrics)
+    return sorted_out
+
+
+def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the metrics that all have."""
+    return {
+        name: statistics.fmean(one[name] for one in found) for name in found[0] if all(name in one for one in found)
+    }
+
+
+# all of them -------------------------------------------------------------------------------------------------------
 
 
 def _selection(run: Run, history: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,6 +374,9 @@ def _scores(
             curve = [one["scores"][split][metric] for one in evaluations if metric in one["scores"].get(split, {})]
             scores[split][metric] = {"selected": value} | ({"last": curve[-1], "best": max(curve)} if curve else {})
     return scores
+
+
+FAMILIES = {"distillation": build_distillation, "reasoning": build_reasoning, "crosslingual": build_crosslingual}
 
 
 def _read(path: Path) -> Any:

@@ -18,8 +18,9 @@ from kdlab import provenance
 from kdlab.artifacts import Store, disk_errors, write_json
 from kdlab.errors import StoreError
 from kdlab.graph import Stage
-from kdlab.report.summary import hundredfold, metric_name
-from kdlab.study import ANALYSES, Settings, Subject, grouped
+from kdlab.report.languages import MODES, group_name, languages
+from kdlab.report.summary import hundredfold, metric_name, split_of
+from kdlab.study import ANALYSES, Settings, Subject, asked, grouped, matrix
 
 Numbers = dict[str, Any]  # of one run
 FILES = {"surface": "surface.json", "noise": "noise.json", "distance": "distance.json"}
@@ -45,6 +46,12 @@ DEFINITIONS = {
     "one (projected).",
     "cka": "1 - linear CKA of token states, features centred over all valid tokens (Kornblith et al. 2019).",
     "ratio": "Distance on dev / distance on train; above 1 the student is nearer to its teacher where it was trained.",
+    "languages": "The metric on the set that methods are compared on, by mode of inference and language; means are "
+    "unweighted; the source language has one view, which stands in every mode. In the curves, dev is the mean over "
+    "languages, and train the original texts of the source language, or of the first one trained on.",
+    "matrices": "Of runs that differ in method.texts and seed only: rows by the kind of their training texts, columns "
+    "by that of the scored texts (original; translated: in the source language; back_translated: to the source "
+    "language and back); the mean over all languages, averaged over seeds. null: no run, or not scored.",
     "deviation": "Sample standard deviation over the runs of a group, which differ in their seed only.",
 }
 
@@ -54,7 +61,7 @@ DEFINITIONS = {
 
 def numbers(subject: Subject, stages: Mapping[str, Stage], settings: Settings, store: Store) -> Numbers:
     """All that was found about one run, from the artifacts of its analyses."""
-    config, metric = subject.config, subject.metric
+    config, metric, split = subject.config, subject.metric, split_of(subject.result)
     found: Numbers = {
         "run": subject.name,
         "folder": str(subject.folder),
@@ -63,29 +70,67 @@ def numbers(subject: Subject, stages: Mapping[str, Stage], settings: Settings, s
         "model": config["model"]["name"],
         "seed": subject.seed,
         "metric": metric,
-        "selected": subject.result["scores"].get("dev", {}).get(metric, {}).get("selected"),
-        "majority": subject.result.get("majority", {}).get("dev", {}).get(metric),
+        "selected": subject.result["scores"].get(split, {}).get(metric, {}).get("selected"),
+        "majority": subject.result.get("majority", {}).get(split, {}).get(metric),
         "artifacts": {"student": subject.student.artifact, "data": subject.data.artifact}
         | ({} if subject.teacher is None else {"teacher": subject.teacher.artifact})
         | {name: stage.artifact for name, stage in stages.items()},
     }
     if "gap" in settings.analyses:
-        found["gap"] = [curve for stage in subject.trained if (curve := followed(stage, store)) is not None]
+        found["gap"] = [
+            curve
+            for stage in subject.trained
+            if (curve := followed(stage, store, config["task"]["languages"])) is not None
+        ]
     found |= {name: _read(store.path(stage.artifact) / FILES[name]) for name, stage in stages.items()}
+    if "languages" in asked(subject, settings):
+        found["languages"] = by_language(subject)
     found["notes"] = notes(subject, found, settings)
     found["figures"] = figures(found)
     return found
 
 
-def followed(stage: Stage, store: Store) -> dict[str, Any] | None:
-    """The curves of a trained stage; None where it was trained without, or before there were any."""
+def by_language(subject: Subject) -> dict[str, Any]:
+    """The metric of every mode and language, from the run's result; `matrix` is the same for runs of one matrix."""
+    result, metric, split = subject.result, subject.metric, split_of(subject.result)
+    scores = {
+        mode: {one: values[one][metric] for one in languages(result, split) if one in values}
+        for mode, values in result["languages"][split].items()
+    }
+    means = {
+        mode: {group: values[metric] for group, values in groups.items()}
+        for mode, groups in result["means"][split].items()
+    }
+    return {
+        "split": split,
+        "source_language": result["source_language"],
+        "texts": result["training"]["texts"],
+        "inference": result["inference"]["mode"],
+        "scores": scores,
+        "means": means,
+        "matrix": matrix(subject),
+    }
+
+
+def followed(stage: Stage, store: Store, languages: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The curves of a trained stage; None where it was trained without, or before there were any.
+
+    languages: of the task, in its order. Their mean over dev is made here.
+    """
     history = _read(store.path(stage.artifact) / "history.json")
     points = history.get("curves")
     if not points:
         return None
     steps = [point["step"] for point in points]
     nearest = min(range(len(steps)), key=lambda number: abs(steps[number] - history["selected_step"]))
-    losses = {split: [point["losses"][split] for point in points] for split in points[0]["losses"]}
+    dev = [f"dev.{language}" for language in languages if f"dev.{language}" in points[0]["losses"]]
+    splits = [*(name for name in points[0]["losses"] if name not in dev), *dev]
+    losses = {split: [point["losses"][split] for point in points] for split in splits}
+    scores = [dict(point["scores"]) for point in points]
+    if dev:
+        losses["dev"] = [statistics.fmean(values) for values in zip(*(losses[name] for name in dev), strict=True)]
+        for point in scores:
+            point["dev"] = {name: statistics.fmean(point[one][name] for one in dev) for name in point[dev[0]]}
 
     def at(number: int) -> dict[str, Any]:
         values = {split: curve[number] for split, curve in losses.items()}
@@ -97,7 +142,7 @@ def followed(stage: Stage, store: Store) -> dict[str, Any] | None:
         "steps": steps,
         "epochs": [point["epoch"] for point in points],
         "losses": losses,
-        "scores": [point["scores"] for point in points],
+        "scores": scores,
         "selected_step": history["selected_step"],
         "selected": at(nearest),
         "last": at(len(points) - 1),
@@ -108,12 +153,13 @@ def notes(subject: Subject, found: Numbers, settings: Settings) -> list[str]:
     """What the numbers of this run leave out or do not say, and why."""
     told = []
     if None not in (found["selected"], found["majority"]) and found["selected"] <= found["majority"]:
-        told.append("the student is no better than the majority class: how flat and robust it is says little")
+        little = ": how flat and robust it is says little" if subject.family == "distillation" else ""
+        told.append(f"the student is no better than the majority class{little}")
     if "gap" in found:
         absent = {stage.label for stage in subject.trained} - {curve["stage"] for curve in found["gap"]}
         if absent:
             told.append(f"no curves of {', '.join(sorted(absent))}: trained with curves=0, or by an older kdlab")
-    if "distance" in settings.analyses and subject.teacher is None:
+    if "distance" in asked(subject, settings) and subject.teacher is None:
         told.append("no distance: the run has no teacher")
     if found.get("distance", {}).get("no_attention"):
         told.append(f"no distance of attention: {found['distance']['no_attention']}")
@@ -154,6 +200,9 @@ def figures(found: Numbers) -> dict[str, float]:
         flat["labels.dev"] = flat["noise.loss.0"]
     if {"labels.train", "labels.dev"} <= flat.keys():
         flat["labels.gap"] = flat["labels.dev"] - flat["labels.train"]
+    for mode, groups in found.get("languages", {}).get("means", {}).items():
+        flat |= {f"languages.{mode}.{group}": value for group, value in groups.items()}
+        flat |= {f"languages.{mode}.{one}": value for one, value in found["languages"]["scores"][mode].items()}
     for which, splits in found.get("distance", {}).get("students", {}).items():
         for number, (i, j) in enumerate(found["distance"]["pairs"]):
             for measure in ("attention", "hidden", "cka"):
@@ -233,6 +282,11 @@ def write(places: Places, settings: Settings, out: Path, described: Sequence[Map
                     for (task, model), groups in places.items()
                     for label, own in groups.items()
                 ],
+                "matrices": [
+                    {"task": task, "model": model, **one}
+                    for (task, model), groups in places.items()
+                    for one in matrices(groups)
+                ],
                 "plots": sorted(path.name for path in drawn),
                 "versions": {**provenance.versions(), "matplotlib": metadata.version("matplotlib")},
                 "git": provenance.git(),
@@ -247,12 +301,61 @@ def _draw(groups: Mapping[str, Sequence[Numbers]], settings: Settings, out: Path
 
     drawings = {"gap": [("gap", plots.gap)], "surface": [("surface", plots.surface)], "noise": [("noise", plots.noise)]}
     drawings["distance"] = [("distance", plots.distance), ("similarity", plots.similarity)]
+    drawings["languages"] = [("languages", plots.languages)]
     drawn = []
     for analysis in (name for name in ANALYSES if name in settings.analyses):
         if any(run.get(analysis) for runs in groups.values() for run in runs):
             for name, draw in drawings[analysis]:
                 drawn += plots.save(draw(groups), out / f"{name}{suffix}")
+    curves = [curve for runs in groups.values() for run in runs for curve in run.get("gap", ())]
+    if any(name.startswith("dev.") for curve in curves for name in curve["losses"]):
+        drawn += plots.save(plots.gap_by_language(groups), out / f"gap_by_language{suffix}")
+    if found := matrices(groups):
+        drawn += plots.save(plots.artifacts(found), out / f"artifacts{suffix}")
     return drawn
+
+
+TEXTS = ("original", "translated", "back_translated")  # of training, and of what is scored
+
+
+def matrices(groups: Mapping[str, Sequence[Numbers]]) -> list[dict[str, Any]]:
+    """Kind of training texts (rows) by kind of scored texts (columns), of runs that else differ in their seed only.
+
+    At least two kinds of training texts make a matrix. values, deviations: [3][3] fractions, None where there is no
+    run; seeds: of each row.
+    """
+    found: dict[str, dict[str, tuple[str, Sequence[Numbers]]]] = {}
+    for label, runs in groups.items():
+        if "languages" in runs[0]:
+            own = runs[0]["languages"]
+            found.setdefault(own["matrix"], {})[own["texts"]] = label, runs
+    made = []
+    for rows in found.values():
+        if len(rows) < 2:
+            continue
+        label, runs = next(iter(rows.values()))
+        cells = [[_cell(rows[kind][1], mode) if kind in rows else [] for mode in TEXTS] for kind in TEXTS]
+        made.append(
+            {
+                "label": ", ".join(part for part in label.split(", ") if not part.startswith("texts=")),
+                "metric": runs[0]["metric"],
+                "split": runs[0]["languages"]["split"],
+                "languages": list(runs[0]["languages"]["scores"]["original"]),
+                "rows": list(TEXTS),
+                "columns": list(TEXTS),
+                "values": [[statistics.fmean(values) if values else None for values in row] for row in cells],
+                "deviations": [
+                    [statistics.stdev(values) if len(values) > 1 else None for values in row] for row in cells
+                ],
+                "seeds": [[run["seed"] for run in rows[kind][1]] if kind in rows else [] for kind in TEXTS],
+            }
+        )
+    return made
+
+
+def _cell(runs: Sequence[Numbers], mode: str) -> list[float]:
+    """The mean over languages of each run that was scored in this mode."""
+    return [run["languages"]["means"][mode]["all"] for run in runs if mode in run["languages"]["means"]]
 
 
 # tables ------------------------------------------------------------------------------------------------------------
@@ -272,6 +375,8 @@ def tables(places: Places) -> list[Table]:
                 _loss_table(title, rows, seeds),
                 _flatness_table(title, rows, metric),
                 _distance_table(title, rows),
+                _language_table(title, groups, rows),
+                *(_matrix_table(title, one) for one in matrices(groups)),
             )
             if table.row_count
         ]
@@ -318,6 +423,33 @@ def _distance_table(title: str, rows: Rows) -> Table:
     return table
 
 
+def _language_table(title: str, groups: Mapping[str, Sequence[Numbers]], rows: Rows) -> Table:
+    """Means over languages, with and without the source language, in every mode."""
+    told = {label: runs[0]["languages"] for label, runs in groups.items() if "languages" in runs[0]}
+    modes = [mode for mode in MODES if any(mode in one["scores"] for one in told.values())]
+    some = next(iter(told.values()), {"split": ""})
+    shown = [mode.replace("_", "\n") for mode in modes]
+    table = _table(f"{title}: means over languages on {some['split']}, x 100", "", "languages", *shown)
+    for label, one in told.items():
+        for number, group in enumerate(("all", "without_source")):
+            values = [_shown(rows[label].get(f"languages.{mode}.{group}"), 100) for mode in modes]
+            table.add_row(label if number == 0 else "", group_name(one, group), *values)
+    return table
+
+
+def _matrix_table(title: str, one: Mapping[str, Any]) -> Table:
+    columns = [name.replace("_", "\n") for name in one["columns"]]
+    about = f"{metric_name(one['metric'])} on {one['split']} texts, x 100"
+    table = _table(f"{title}, {one['label']}: {about}", "trained on", *columns)
+    for kind, values, deviations in zip(one["rows"], one["values"], one["deviations"], strict=True):
+        cells = [
+            "-" if mean is None else _shown({"mean": mean, "deviation": deviation or 0.0}, 100)
+            for mean, deviation in zip(values, deviations, strict=True)
+        ]
+        table.add_row(kind, *cells)
+    return table
+
+
 def _distance_cell(row: Mapping[str, Mapping[str, float]], key: str) -> str:
     if f"{key}.train" not in row:
         return "-"
@@ -340,6 +472,6 @@ def _shown(figure: Mapping[str, float] | None, factor: int = 1) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns:
-        left = column in ("", "loss of", "student", "layers")
+        left = column in ("", "loss of", "student", "layers", "languages", "trained on")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     return table

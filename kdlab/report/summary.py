@@ -29,10 +29,7 @@ FLOORS = ("chance", "majority")  # scores that need no model
 WIDTH = 80
 INTERVAL = "95 %\ninterval"
 SELECTED_ON_TEST = "selected on the test set, as the paper did: optimistic"
-MARKS = {  # behind a score in the comparison
-    "*": SELECTED_ON_TEST,
-    "=": "like the score of a constant answer",
-}
+CONSTANT = "like the score of a constant answer"
 
 Result = Mapping[str, Any]
 
@@ -53,13 +50,13 @@ def summary_table(result: Result) -> Table:
     columns["last"] = [*(hundredfold(one.get("last")) for one in scores), *blank]
     columns["best\n(optimistic)"] = [*(hundredfold(one.get("best")) for one in scores), *blank]
     notes = [*remarks(result), *made_of(result)]
-    table = _table(f"{run['name']}: {metric_name(metric)} on {split}, x 100", notes)
-    return _filled(table, columns, keep=("", "selected"))
+    table = titled(f"{run['name']}: {metric_name(metric)} on {split}, x 100", notes)
+    return with_columns(table, columns, keep=("", "selected"))
 
 
 def score_table(result: Result) -> Table:
     """Every score of one run: each evaluation set and metric."""
-    return _filled(_table("Scores x 100", remarks(result)), score_columns(result), left=("set", "metric"))
+    return with_columns(titled("Scores x 100", remarks(result)), score_columns(result), left=("set", "metric"))
 
 
 def score_columns(result: Result) -> dict[str, list[str]]:
@@ -120,10 +117,10 @@ def comparison_table(results: Sequence[Result]) -> Table:
     """
     several = len({(one["run"]["task"], one["run"]["model"]) for one in results}) > 1
     rows: list[tuple[str, Sequence[Result], str]] = []  # label, its runs, role
-    for place, group in _by_place(results).items():
+    for place, group in by_place(results).items():
         suffix = f" ({', '.join(place)})" if several else ""
         rows += [(f"{label}{suffix}", runs, "teacher") for label, runs in _by_teacher(group).items()]
-        rows += [(f"{label}{suffix}", runs, "student") for label, runs in _by_method(group).items()]
+        rows += [(f"{label}{suffix}", runs, "student") for label, runs in by_method(group).items()]
     columns = {"": [label for label, _, _ in rows]}
     columns["parameters"] = [count(runs[0][role].get("parameters")) for _, runs, role in rows]
     columns["latency ms"] = [milliseconds(_mean(runs, role, _latency)) for _, runs, role in rows]
@@ -132,16 +129,18 @@ def comparison_table(results: Sequence[Result]) -> Table:
         columns[name] = [_floor_beside(runs[0], name) for _, runs, _ in rows]
     columns["score"] = [_score(runs, role) for _, runs, role in rows]
     columns["seeds"] = [str(len(runs)) for _, runs, _ in rows]
+    table = titled(f"{compared_by(results)}, x 100 (mean ± deviation over seeds)", told_marks(results))
+    return with_columns(table, columns, keep=("", "score", "seeds"), wrap=True)
+
+
+def compared_by(results: Sequence[Result]) -> str:
+    """The metrics and the sets of several runs: "accuracy on test"."""
     metrics = dict.fromkeys(metric_name(one["metric"]) for one in results)
     splits = dict.fromkeys(split_of(one) for one in results)
-    table = _table(
-        f"{', '.join(metrics)} on {', '.join(splits)}, x 100 (mean ± deviation over seeds)",
-        [f"{mark} {told}" for mark, told in MARKS.items() if any(mark in score for score in columns["score"])],
-    )
-    return _filled(table, columns, keep=("", "score", "seeds"), wrap=True)
+    return f"{', '.join(metrics)} on {', '.join(splits)}"
 
 
-def _by_place(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+def by_place(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     places: dict[tuple[str, str], list[Result]] = {}
     for one in results:
         places.setdefault((one["run"]["task"], one["run"]["model"]), []).append(one)
@@ -162,7 +161,7 @@ def _by_teacher(results: Sequence[Result]) -> dict[str, list[Result]]:
     return {label: list(runs.values()) for label, runs in rows.items()}
 
 
-def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
+def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Runs of one method together if their seeds tell them apart, else each under its own name."""
     methods: dict[str, list[Result]] = {}
     for one in results:
@@ -187,11 +186,23 @@ def _score(runs: Sequence[Result], role: str) -> str:
     interval = _interval(runs[0], split_of(runs[0]), runs[0]["metric"])
     if len(runs) == 1 and interval is not None:
         shown += f" ({spread(interval)})"
-    return shown + "".join(mark for mark in MARKS if any(mark in _marks(one) for one in runs))
+    return shown + "".join(marks(runs))
 
 
-def _marks(result: Result) -> str:
-    return ("*" if selected_on_test(result) else "") + ("=" if result.get("constant") else "")
+def marks(results: Sequence[Result]) -> dict[str, str]:
+    """What stands behind the score of these runs in a comparison, and what it means."""
+    found: dict[str, str] = {}
+    for one in results:
+        if (told := selected_on_test(one)) is not None:
+            found["*"] = told
+        if one.get("constant"):
+            found["="] = CONSTANT
+    return dict(sorted(found.items()))
+
+
+def told_marks(results: Sequence[Result]) -> list[str]:
+    """What the marks in a comparison of these runs mean, a line each."""
+    return [f"{mark} {told}" for mark, told in marks(results).items()]
 
 
 def _selected(result: Result, role: str) -> float | None:
@@ -236,14 +247,18 @@ def split_of(result: Result) -> str:
     return str(result.get("split", "dev"))
 
 
-def selected_on_test(result: Result) -> bool:
-    """Whether the student's checkpoint was chosen by the very scores that are reported."""
-    return result["run"]["select_on"] == "test" and result["student"].get("selection") is not None
+def selected_on_test(result: Result) -> str | None:
+    """What to say of a checkpoint that was chosen by the very scores that are reported; None: it was not."""
+    selection = result["student"].get("selection")
+    if result["run"]["select_on"] != "test" or selection is None:
+        return None
+    return str(selection.get("note", SELECTED_ON_TEST))
 
 
 def remarks(result: Result) -> list[str]:
     """What must stand beside the scores of a run, a line each."""
-    lines = [SELECTED_ON_TEST] if selected_on_test(result) else []
+    told = selected_on_test(result)
+    lines = [] if told is None else [told]
     constant = result.get("constant")
     if constant:
         answer, score = repr(constant["answer"]), hundredfold(constant["accuracy"])
@@ -253,9 +268,13 @@ def remarks(result: Result) -> list[str]:
 
 
 def made_of(result: Result) -> list[str]:
-    """What curation kept of the rationales, and what requests have cost, a line each."""
+    """What the score is a mean of, what curation kept, what requests have cost, what was translated, a line each."""
     lines = []
-    curation, cost = result.get("curation"), result.get("cost")
+    curation, cost, translations = (result.get(name) for name in ("curation", "cost", "translations"))
+    if "inference" in result:
+        mode = result["inference"]["mode"]
+        languages = len(result["languages"].get(split_of(result), {}).get(mode, {}))
+        lines.append(f"selected: mean over {languages} languages, inference={mode}")
     if curation:
         dropped = ", ".join(f"{number} {why}" for why, number in curation["dropped"].items())
         lines.append(
@@ -266,10 +285,27 @@ def made_of(result: Result) -> list[str]:
         tokens = f"{count(cost['prompt_tokens'])} + {count(cost['completion_tokens'])} tokens"
         usd = "price unknown" if cost["usd"] is None else f"${cost['usd']:.4f}"
         lines.append(f"requests: {cost['requests']}, {tokens}, {usd}")
+    if translations:
+        lines.append(f"translations by {result['translator']['name']}: {translated(translations)}")
     return lines
 
 
-def _table(title: str, notes: Sequence[str]) -> Table:
+def translated(translations: Mapping[str, Mapping[str, int]]) -> str:
+    """The counts of all translated tables together, those of what can be wrong only where there are any."""
+    sums = {name: sum(counts[name] for counts in translations.values()) for name in next(iter(translations.values()))}
+    tables = f"{len(translations)} table{'s' if len(translations) > 1 else ''}"
+    units = f"{sums['units']} units" + (f", {sums['remembered']} of them remembered" if sums["remembered"] else "")
+    wrong = {
+        "missing": "rows without translation",
+        "empty": "empty texts",
+        "unchanged": "texts unchanged",
+        "cut": "units cut",
+    }
+    parts = [f"{sums[name]} {words}" for name, words in wrong.items() if sums[name]]
+    return "; ".join([f"{sums['rows']} rows of {tables} ({units})", *parts])
+
+
+def titled(title: str, notes: Sequence[str]) -> Table:
     return Table(
         title=Text(title, style="table.title"),
         title_justify="left",
@@ -281,7 +317,7 @@ def _table(title: str, notes: Sequence[str]) -> Table:
     )
 
 
-def _filled(
+def with_columns(
     table: Table,
     columns: Mapping[str, Sequence[str]],
     *,

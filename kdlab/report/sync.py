@@ -14,7 +14,8 @@ from kdlab.engine.tracking import Tracker, key_configured
 from kdlab.errors import TrackingError
 
 IDENTITY = ("run_id", "name", "group", "job_type", "tags", "config")
-SUMMARY = ("scores", "teacher", "student", "majority", "chance", "cost", "seconds")  # of result.json
+SUMMARY = ("scores", "means", "teacher", "student", "majority", "chance", "cost", "translations", "seconds")
+# of result.json
 
 
 def sync(run_dirs: Sequence[Path], *, settings: Tracking) -> list[str]:
@@ -47,6 +48,16 @@ def sync(run_dirs: Sequence[Path], *, settings: Tracking) -> list[str]:
             tracker.finish(_summary(folder))
         sent.append(place)
     return sent
+
+
+def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a result for wandb's summary; of several languages also "scores/test/both/es/accuracy"."""
+    found = {key: result[key] for key in SUMMARY if result.get(key)}
+    languages = result.get("languages", {})
+    if languages:
+        splits = dict.fromkeys([*result["scores"], *languages])
+        found["scores"] = {split: {**result["scores"].get(split, {}), **languages.get(split, {})} for split in splits}
+    return found
 
 
 def _identity(folder: Path) -> dict[str, Any]:
@@ -86,4 +97,4 @@ def _summary(folder: Path) -> dict[str, Any]:
             where=f"{folder / 'result.json'}: {problem}",
             fix="give the run's command again",
         ) from problem
-    return {key: result[key] for key in SUMMARY if result.get(key)}
+    return summary_of(result)
