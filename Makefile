@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DEMO ?= $(BIN)/kdlab train -m experiment=demo/nli
 DEMO_COT ?= $(BIN)/python scripts/grid.py --experiment demo/cot --minutes 60 --processes 2
+DEMO_MUSC ?= $(BIN)/kdlab train -m experiment=demo/musc
 PYTEST ?= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-cot test real check format lock clean
+.PHONY: help install demo demo-cot demo-musc test real check format lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +33,9 @@ demo: install  ## Train teacher and students on the embedded task and show the t
 
 demo-cot: install  ## Fine-tune-CoT from scratch on two embedded tasks (some minutes)
 	$(DEMO_COT)
+
+demo-musc: install  ## Train on translations and ask with them, in four languages, from scratch (some minutes)
+	$(DEMO_MUSC)
 
 test: install  ## Run the tests that need neither the network nor ../shared
 	$(PYTEST) -m "not real" --numprocesses auto --dist loadgroup

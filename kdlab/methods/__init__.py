@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from kdlab.config import Run
 from kdlab.graph import Graph
-from kdlab.methods import distillation, reasoning
+from kdlab.methods import crosslingual, distillation, reasoning
 from kdlab.pins import Pins
 
 FAMILIES: dict[str, Callable[[Run, Pins], Graph]] = {
+    "crosslingual": crosslingual.plan,
     "distillation": distillation.plan,
     "reasoning": reasoning.plan,
 }

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from kdlab.config import Distillation, Noise, Passages, Run, Task
+from kdlab.config import Distillation, Evaluation, Noise, Passages, Run, Source, Splits, Task
 from kdlab.graph import Stage
 from kdlab.pins import Pinned, Pins
 
@@ -40,21 +40,21 @@ def data_stages(run: Run, pins: Pins, models: Mapping[str, Pinned], *, teacher_s
     few_seed = teacher_seed if task.few.teacher == "own" else own_seed
     taught = not isinstance(run.method, Distillation) or "teacher" in run.method.stages
     notes = conditions(task, teacher_seed=teacher_seed if taught else None)
-    reader = _reader(run, models)
+    read = reader(run, models)
 
     prepared = _prepared(run, pins, task, "prepare", few_seed=own_seed, noisy=True, notes=tuple(notes))
-    student = reader.tokenised(prepared, "tokenise", task.max_length)
+    student = read.tokenised(prepared, "tokenise", task.max_length)
     own = _prepared(run, pins, task, "prepare_teacher", few_seed=few_seed, noisy=noisy)
     teacher = student
     if own.fingerprint != prepared.fingerprint:
         other_texts = prepared.values["seed"] != own.values["seed"]
-        teacher = reader.tokenised(own, "tokenise_teacher", task.max_length, words_of=student if other_texts else None)
+        teacher = read.tokenised(own, "tokenise_teacher", task.max_length, words_of=student if other_texts else None)
     sets = supplement = None
     if task.splits.test or task.evaluations:
-        sets = reader.tokenised(_sets(run, pins, prepared), "tokenise_sets", task.max_length, words_of=student)
+        sets = read.tokenised(_sets(run, pins, prepared), "tokenise_sets", task.max_length, words_of=student)
     if run.supplement is not None:
         texts = _supplement(run, pins, run.supplement)
-        supplement = reader.tokenised(texts, "tokenise_supplement", task.max_length, words_of=student)
+        supplement = read.tokenised(texts, "tokenise_supplement", task.max_length, words_of=student)
     return Data(student=student, teacher=teacher, sets=sets, supplement=supplement)
 
 
@@ -97,7 +97,7 @@ def _prepared(
         "kdlab.stages.prepare:prepare",
         label,
         values={
-            "source": {**source.values, "config": task.source.config},
+            "source": _source_values(source, task),
             "splits": {"train": task.splits.train} | ({"dev": task.splits.dev} if dev else {}),
             "text": task.text,
             "label": task.label,
@@ -122,9 +122,9 @@ def _sets(run: Run, pins: Pins, prepared: Stage) -> Stage:
         "kdlab.stages.prepare:prepare_sets",
         "prepare_sets",
         values={
-            "source": {**source.values, "config": task.source.config},
+            "source": _source_values(source, task),
             "splits": {"test": task.splits.test},
-            "evaluations": {name: asdict(value) for name, value in task.evaluations.items()},
+            "evaluations": {name: _evaluation(value) for name, value in task.evaluations.items()},
             "text": task.text,
             "label": task.label,
             "kind": task.kind,
@@ -149,7 +149,7 @@ def _supplement(run: Run, pins: Pins, supplement: Task) -> Stage:
         "kdlab.stages.prepare:prepare_texts",
         "prepare_supplement",
         values={
-            "source": {**source.values, "config": supplement.source.config},
+            "source": _source_values(source, supplement),
             "split": supplement.splits.train,
             "text": supplement.text,
             "passages": {**asdict(passages), "seed": passages.seed if passages.keep < 1 else 0},
@@ -172,15 +172,26 @@ def _shown(passages: Passages) -> str:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """The tokenizer of a run. values: what tells it from others; places: where its local parts lie."""
 
     words: bool
     values: dict[str, Any]
     places: dict[str, str] = field(default_factory=dict)
 
-    def tokenised(self, prepared: Stage, label: str, max_length: int, *, words_of: Stage | None = None) -> Stage:
-        """words_of: the stage whose words a tokenizer of words has; None: those of `prepared` itself."""
+    def tokenised(
+        self,
+        prepared: Stage,
+        label: str,
+        max_length: int,
+        *,
+        words_of: Stage | None = None,
+        more: Mapping[str, Stage] | None = None,
+    ) -> Stage:
+        """words_of: the stage whose words a tokenizer of words has; None: those of the texts themselves.
+
+        more: further texts that are read with it, by the names of the function's arguments: translated, back.
+        """
         borrowed = self.words and words_of is not None
         values = {"tokenizer": None} if borrowed else self.values
         inputs = {"reader": words_of} if borrowed and words_of is not None else {}
@@ -188,21 +199,101 @@ class _Reader:
             "kdlab.stages.tokenise:tokenise",
             label,
             values={**values, "max_length": max_length},
-            inputs={"data": prepared, **inputs},
+            inputs={"data": prepared, **(more or {}), **inputs},
             places={} if borrowed else self.places,
         )
 
 
-def _reader(run: Run, models: Mapping[str, Pinned]) -> _Reader:
+def reader(run: Run, models: Mapping[str, Pinned]) -> Reader:
     """The teacher's tokenizer, if it has one; a student that was pre-trained apart must read as it does."""
     if run.model.tokenizer == "words":
-        return _Reader(True, {"tokenizer": {"kind": "words"}})
+        return Reader(True, {"tokenizer": {"kind": "words"}})
     side = "teacher" if "teacher" in models and models["teacher"].values else "student"
-    reader = models[side if side in models else "teacher"]
+    read = models[side if side in models else "teacher"]
     partner = models.get("student") if side == "teacher" else None
-    if partner is not None and partner.values in (reader.values, {}):
+    if partner is not None and partner.values in (read.values, {}):
         partner = None
-    places = {} if reader.place is None else {"tokenizer": reader.place}
+    places = {} if read.place is None else {"tokenizer": read.place}
     if partner is not None and partner.place is not None:
         places["partner"] = partner.place
-    return _Reader(False, {"tokenizer": reader.values, "partner": None if partner is None else partner.values}, places)
+    return Reader(False, {"tokenizer": read.values, "partner": None if partner is None else partner.values}, places)
+
+
+def _source_values(source: Pinned, task: Task) -> dict[str, Any]:
+    """What tells the rows of a task's source from others; what is rarely used, only where it is."""
+    own = task.source
+    rare = {
+        "data_dir": own.data_dir,
+        "columns": own.columns,
+        "language": own.language,
+        "label_names": task.label_names,
+    }
+    return {**source.values, "config": own.config, **{name: value for name, value in rare.items() if value}}
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    rare = {"data_dir": evaluation.data_dir, "language": evaluation.language}
+    given = {name: value for name, value in rare.items() if value}
+    return {"split": evaluation.split, "config": evaluation.config, **given}
+
+
+def in_source_language(task: Task) -> Task:
+    """A task in several languages as one in its source language, with the others as further sets, by their codes."""
+    if not task.languages:
+        return task
+    own = task.source
+
+    def source(language: str) -> Source:
+        return replace(
+            own,
+            config=filled(own.config, task, language),
+            data_dir=filled(own.data_dir, task, language),
+            language=language if own.demo is not None else None,
+        )
+
+    def splits(language: str) -> Splits:
+        train = filled(task.splits.train, task, language) or task.splits.train
+        return Splits(
+            train=train,
+            dev=filled(task.splits.dev, task, language),
+            test=filled(task.splits.test, task, language),
+        )
+
+    further = {}
+    for language in task.languages:
+        there, split = source(language), splits(language).test or splits(language).dev
+        if language != task.source_language and split is not None:
+            further[language] = Evaluation(
+                split=split, config=there.config, data_dir=there.data_dir, language=there.language
+            )
+    return replace(
+        task,
+        source=source(task.source_language),
+        splits=splits(task.source_language),
+        evaluations={**task.evaluations, **further},
+        languages=[],
+    )
+
+
+def filled(template: str | None, task: Task, language: str) -> str | None:
+    """`{language}` replaced by what the task's source calls the language."""
+    return template and template.replace("{language}", task.language_names.get(language, language))
+
+
+def language_sources(run: Run, pins: Pins) -> tuple[dict[str, Any], str | None]:
+    """({"source", "languages"} of a task in several languages, and where it lies if it is local).
+
+    languages: by code {"config", "data_dir", "splits"}, in which `{language}` is what the source calls the language.
+    """
+    task = run.task
+    source, own = pins.source(task.source), task.source
+    languages = {
+        language: {
+            "config": filled(own.config, task, language),
+            "data_dir": filled(own.data_dir, task, language),
+            "splits": {name: filled(split, task, language) for name, split in asdict(task.splits).items()},
+        }
+        for language in task.languages
+    }
+    values = {**source.values, "columns": own.columns}
+    return {"source": values, "languages": languages}, source.place

@@ -48,8 +48,9 @@ from typing import Any
 from kdlab.config import Distillation, Encoder, Fit, Hardware, LayerFit, LayerObjective, LogitFit, Run, Task
 from kdlab.errors import ConfigError, KdlabError
 from kdlab.graph import Graph, Stage, Work
-from kdlab.methods.data import Data, data_stages
+from kdlab.methods.data import Data, data_stages, in_source_language
 from kdlab.models.architectures import (
+    ARCHITECTURES,
     available,
     estimate_parameters,
     hidden_size,
@@ -65,6 +66,7 @@ FIT_FIELDS = tuple(item.name for item in fields(Fit))
 
 def plan(run: Run, pins: Pins) -> Graph:
     """teacher -> layers -> logits, as far as `method.stages` goes; then score and measure."""
+    run = replace(run, task=in_source_language(run.task))
     method = run.method
     assert isinstance(method, Distillation)
     models = {side: pins.model(encoder) for side, encoder in _encoders(run).items()}
@@ -389,25 +391,9 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
     for side, config in configs.items():
         if config is None:
             continue
-        try:
-            available(str(config.get("model_type")))
-        except KdlabError as error:
-            problems.append(f"model.{side}: {error.what}; {error.fix}")
+        problems += encoder_problems(run, side, config)
+        if config.get("model_type") not in ARCHITECTURES:
             configs[side] = None
-            continue
-        problems += _head_problems(run, side, config) + _label_problems(run, side, config)
-        longest = longest_input(config)
-        if longest is not None and run.task.max_length > longest:
-            problems.append(
-                f"task.max_length={run.task.max_length}: model.{side} reads at most {longest} tokens; "
-                f"give task.max_length={longest} or less"
-            )
-    for side, config in configs.items():
-        if config is not None and hidden_size(config) % num_heads(config):
-            problems.append(
-                f"model.{side}: a width of {hidden_size(config)} can't be split into {num_heads(config)} heads; change "
-                f"model.{side}.config.num_attention_heads"
-            )
     student, teacher = configs.get("student"), configs.get("teacher")
     encoder = run.model.student
     if encoder.init == "cut" and teacher is not None:
@@ -432,6 +418,27 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
     for stage in ("layers", "joint"):
         if stage in method.stages:
             problems += _layer_problems(f"method.{stage}", getattr(method, stage), student, teacher)
+    return problems
+
+
+def encoder_problems(run: Run, side: str, config: dict[str, Any]) -> list[str]:
+    """What is wrong with one encoder. side: "teacher" or "student"."""
+    try:
+        available(str(config.get("model_type")))
+    except KdlabError as error:
+        return [f"model.{side}: {error.what}; {error.fix}"]
+    problems = _head_problems(run, side, config) + _label_problems(run, side, config)
+    longest = longest_input(config)
+    if longest is not None and run.task.max_length > longest:
+        problems.append(
+            f"task.max_length={run.task.max_length}: model.{side} reads at most {longest} tokens; "
+            f"give task.max_length={longest} or less"
+        )
+    if hidden_size(config) % num_heads(config):
+        problems.append(
+            f"model.{side}: a width of {hidden_size(config)} can't be split into {num_heads(config)} heads; change "
+            f"model.{side}.config.num_attention_heads"
+        )
     return problems
 
 
