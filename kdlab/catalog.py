@@ -16,6 +16,7 @@ GROUPS = {
     "tasks": "task",
     "models": "model",
     "rationales": "rationales",
+    "translators": "translator",
     "hardware": "hardware",
     "experiments": "experiment",
 }

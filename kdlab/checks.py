@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from kdlab import checks_reasoning
-from kdlab.config import Distillation, Encoder, Fit, JointFit, LayerObjective, Reasoning, Run, Task, walk
+from kdlab import checks_crosslingual, checks_reasoning
+from kdlab.config import Crosslingual, Distillation, Encoder, Fit, JointFit, LayerObjective, Reasoning, Run, Task, walk
 
 TRAINED = ("teacher", "student", "layers", "logits", "joint")  # stages that train, as method.stages names them
 PLANS = (
@@ -69,6 +69,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("*.passages.limit", _at_least(1), "must be 1 or more"),
     ("*.passages.min_words", _at_least(1), "must be 1 or more"),
     ("*.dev_limit", _at_least(1), "must be 1 or more"),
+    ("*.test_limit", _at_least(1), "must be 1 or more"),
     ("*.rows", _at_least(1), "must be 1 or more"),
     ("model.*.num_layers", _at_least(1), "must be 1 or more"),
     ("method.*.lora.rank", _at_least(0), "must be 0 (off) or more"),
@@ -85,6 +86,12 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("method.*.eval_steps", _at_least(0), "must be 0 (once an epoch) or more"),
     ("method.*.patience", _at_least(0), "must be 0 (never stop early) or more"),
     ("method.*.mixup", _at_least(0), "must be 0 (off) or more"),
+    ("method.student.mixed_*", _at_least(0), "must be 0 or more"),
+    ("method.*.contrast.weight", _part, "is lambda: at least 0 (off), less than 1; labels get 1 - lambda"),
+    ("method.*.base_temperature", _positive, "must be more than 0"),
+    ("method.*.epsilon", _positive, "must be more than 0"),
+    ("method.*.contrast.size", _at_least(1), "must be 1 or more"),
+    ("method.share", _share, "is of the translated view in the mean: between 0 and 1"),
     ("method.*.relation_heads", _at_least(0), "must be 0 (the model's own) or more"),
     ("method.*.layer_weight", _positive, "must be more than 0; without layers it is method=kd"),
     ("method.*.logit_weight", _positive, "must be more than 0: nothing else trains the classifier"),
@@ -112,6 +119,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("rationales.price.*", _at_least(0), "is in US dollars per million tokens: 0 or more"),
     ("rationales.*", _at_least(1), "must be 1 or more"),
     ("budget.*", _positive, "must be more than 0"),
+    ("translator.max_missing", _share, "is a share of a language's texts: between 0 and 1"),
+    ("translator.*", _at_least(1), "must be 1 or more"),
     ("hardware.threads", lambda value: 0 <= value <= 1024, "must be 0 (as torch chooses) to 1024"),
     ("hardware.micro_batch", _at_least(0), "must be 0 (the whole batch) or more"),
     ("hardware.eval_batch", _at_least(1), "must be 1 or more"),
@@ -144,10 +153,16 @@ def check(run: Run) -> list[str]:
     if run.supplement is not None:
         problems += _supplement(run.supplement)
     if isinstance(run.method, Distillation):
-        problems += _model(run)
+        problems += _model(run, run.method.stages)
         problems += _distillation(run, run.method)
         if run.select_on == "test":
-            problems.append("select_on=test: is for reasoning tasks only; take heldout, dev or last")
+            problems.append(
+                "select_on=test: is for the families reasoning and crosslingual, whose papers' code selects so; "
+                "take heldout, dev or last"
+            )
+    if isinstance(run.method, Crosslingual):
+        problems += _model(run, ["student"])
+        problems += checks_crosslingual.check_method(run, run.method)
     if isinstance(run.method, Reasoning):
         problems += checks_reasoning.check_method(run, run.method)
     if run.name is not None and not re.fullmatch(r"\w[\w.,=+-]*", run.name):
@@ -168,6 +183,8 @@ def check(run: Run) -> list[str]:
 def warnings(run: Run) -> list[str]:
     """What runs as configured, but contributes nothing."""
     method = run.method
+    if isinstance(method, Crosslingual):
+        return list(checks_crosslingual.warnings(run, method))
     found: list[str] = []
     if not isinstance(method, Distillation):
         return found
@@ -208,9 +225,12 @@ def labels(run: Run) -> list[str]:
     """Names of the stages that `fresh` may give."""
     if isinstance(run.method, Reasoning):
         return checks_reasoning.labels(run, run.method)
+    if isinstance(run.method, Crosslingual):
+        return checks_crosslingual.labels(run, run.method)
     found = ["prepare", "tokenise"]
     task = run.task
-    if task.evaluations or task.splits.test:
+    others = set(task.languages) - {task.source_language} if task.splits.dev is not None else set()
+    if task.evaluations or task.splits.test or others:
         found += ["prepare_sets", "tokenise_sets"]
     if isinstance(run.method, Distillation):
         stages = run.method.stages
@@ -247,20 +267,28 @@ def _no_effect(run: Run, path: str, given: Sequence[str]) -> str | None:
     reason = _no_effect_of_condition(run.task, path, "task")
     if reason is None and run.supplement is not None:
         reason = _no_effect_in_supplement(run.supplement, path)
+    if reason is None:
+        reason = checks_crosslingual.no_effect_of_languages(run.task, path)
     if reason is not None:
         return reason
     if path == "task.heldout" and run.select_on != "heldout":
         return f"select_on={run.select_on}"
+    if parts[0] == "translator" and not isinstance(method, Crosslingual):
+        return f"method={method.name} (it translates nothing)"
     if isinstance(method, Reasoning):
         return checks_reasoning.no_effect(run, method, path, given)
-    if not isinstance(method, Distillation):
-        return None
-    if parts[0] in ("rationales", "budget"):
-        return f"method={method.name} (its teacher writes no rationales)"
     if parts[:2] in (["task", "partition"], ["task", "generate"]) or path in OF_REASONING:
         return f"task={run.task.name} (it is for reasoning tasks)"
     if path in ("model.vocabulary", "model.base_url", "model.api", "model.epochs") or path.startswith("model.price."):
         return f"model={run.model.name} (it is for models that generate)"
+    if isinstance(method, Crosslingual):
+        return checks_crosslingual.no_effect(run, method, path, given)
+    if not isinstance(method, Distillation):
+        return None
+    if parts[0] in ("rationales", "budget"):
+        return f"method={method.name} (its teacher writes no rationales)"
+    if path == "task.test_limit":
+        return f"method={method.name} (it scores whole tests)"
     if path == "seed" and method.stages == ["teacher"] and run.task.few.examples is None:
         return "method.stages=[teacher] (a teacher is trained with method.teacher_seed)"
     lacks = {
@@ -311,6 +339,7 @@ def _no_effect_of_condition(task: Task, path: str, root: str) -> str | None:
 
 UNUSED_OF_A_SUPPLEMENT = (
     *("metric", "metrics", "noise", "dev_limit", "pad_to_max", "max_length", "epochs", "evaluations", "heldout"),
+    *("source_language", "language_names", "test_limit"),
 )
 
 
@@ -415,6 +444,7 @@ def _task(task: Task, root: str = "task") -> Iterator[str]:
         yield f"{root}.source.config={source.config}: only a data set on the Hub has configurations"
     if source.revision is not None and "hub" not in given:
         yield f"{root}.source.revision={source.revision}: only a data set on the Hub has revisions"
+    yield from checks_crosslingual.check_task(task, root)
     if task.kind == "reasoning":
         yield from checks_reasoning.check_task(task)
         if not task.text:
@@ -483,19 +513,25 @@ def _answers(task: Task) -> Iterator[str]:
             yield f"{path}=f1: is for two classes, here are {len(task.labels)}; take macro_f1"
 
 
-def _model(run: Run) -> Iterator[str]:
-    """Of the family of distillation."""
+def _model(run: Run, stages: Sequence[str]) -> Iterator[str]:
+    """Of the families of encoders, whose `stages` these are."""
     model, method = run.model, run.method
     if model.kind != "encoder":
         kind = "a decoder" if model.kind == "decoder" else "an endpoint"
         yield (
-            f"model={model.name}: is {kind}; method={method.name} is of the family distillation, which needs an encoder"
+            f"model={model.name}: is {kind}; method={method.name} is of the family {method.family}, "
+            "which needs an encoder"
         )
         return
-    assert isinstance(method, Distillation)
-    stages = method.stages
     student, teacher = model.student, model.teacher
-    wants_student = stages != ["teacher"]
+    if isinstance(method, Crosslingual) and student.init == "cut":
+        yield (
+            f"model.student.init=cut: method={method.name} has no teacher to cut it from; take model=mbert, xlmr_base, "
+            "e5_small or tiny_multilingual, or model.student.init=pretrained model.student.num_layers=null and a "
+            "model.student.id"
+        )
+        return
+    wants_student = list(stages) != ["teacher"]
     if "teacher" in stages or student.init == "cut":
         if teacher.init != "cut":
             yield from _weights("model.teacher", teacher)

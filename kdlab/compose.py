@@ -54,7 +54,9 @@ SCHEMAS = {
     "debug": config.Debug,
     "distillation": config.Distillation,
     "reasoning": config.Reasoning,
+    "crosslingual": config.Crosslingual,
     "rationales": config.Rationales,
+    "translator": config.Translator,
 }
 LAUNCHERS = {  # options of hydra/launcher that come with a plugin, and what installs it
     "joblib": "pip install 'kdlab[launchers]'",
@@ -372,7 +374,7 @@ class _Composer:
         before = self.count
         words = [word for word in combination if word]
         overrides = [one for one in (self.read(word) for word in words) if one is not None]
-        whole = True
+        whole, known_method = True, True
         choices = []
         for override in overrides:
             if not self.is_group(override):
@@ -381,6 +383,7 @@ class _Composer:
             if wrong:
                 self.problem(wrong)
                 whole = False
+                known_method = known_method and override.key_or_group != "method"
             else:
                 choices.append(_spelled(override))
         chosen = tuple(choice for choice in choices if choice)
@@ -390,12 +393,14 @@ class _Composer:
         paths = []
         for path in _other_sources(overrides):
             if schema.knows(path) and cfg[path.split(".")[0]] is not None:
-                OmegaConf.update(cfg, path, None)
+                OmegaConf.update(cfg, path, [] if path.endswith(".columns") else None)
         for override in overrides:
             if self.is_group(override):
                 continue
             if override.is_hydra_override():
                 self.check_hydra(override, chosen)
+            elif not known_method and override.key_or_group.startswith("method."):
+                continue  # which keys there are depends on the method
             elif self.apply(override, cfg, schema):
                 paths += _paths(override)
         run = self.convert(cfg, schema)
@@ -802,7 +807,10 @@ def _other_sources(overrides: Sequence[Override]) -> Iterator[str]:
     for root in ("task.source", "supplement.source"):
         chosen = [name for name in ("hub", "path", "demo") if f"{root}.{name}" in given]
         if chosen:
-            others = ("hub", "path", "demo", *(() if "hub" in chosen else ("config", "revision")))
+            others = ["hub", "path", "demo"]
+            others += [] if "hub" in chosen else ["config", "data_dir", "revision"]
+            others += [] if "path" in chosen else ["columns"]
+            others += [] if "demo" in chosen else ["language"]
             yield from (f"{root}.{name}" for name in others if f"{root}.{name}" not in given)
 
 

@@ -569,6 +569,17 @@ class Run:
     outputs: str = "outputs"
 
 
+def trained_languages(task: Task, method: Crosslingual) -> list[str]:
+    """The languages trained on, in the task's order; the source's rows stand in every pair of texts=translated."""
+    known = [language for language in task.languages if language in (method.languages or task.languages)]
+    return [language for language in known if method.texts != "translated" or language != task.source_language]
+
+
+def read_languages(task: Task, method: Crosslingual) -> list[str]:
+    """The languages whose own training rows are read."""
+    return [task.source_language] if method.texts == "translated" else trained_languages(task, method)
+
+
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Yield (path, value, field metadata) for every field below a dataclass."""
     for item in fields(node):

@@ -86,20 +86,32 @@ def parts(group: str, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def of_reasoning(group: str, name: str) -> bool:
-    """Whether a method, task, model or experiment is for the family of Fine-tune-CoT."""
+FAMILIES = ("distillation", "reasoning", "crosslingual")
+
+
+def families(group: str, name: str) -> set[str]:
+    """The families of methods that a method, task, model or experiment is for."""
     found = parts(group, name)
-    if group in ("task", "model"):
-        return any(part.get("kind") in ("reasoning", "decoder", "endpoint") for part in found)
+    if group in ("task", "model") and any(part.get("kind") in ("reasoning", "decoder", "endpoint") for part in found):
+        return {"reasoning"}
+    if group == "task":
+        return {"distillation", *(["crosslingual"] if any(part.get("languages") for part in found) else [])}
+    if group == "model":
+        taught = any("teacher" in part for part in found)
+        alone = all(part.get("student", {}).get("init") != "cut" for part in found)
+        return {*(["distillation"] if taught else []), *(["crosslingual"] if alone else [])}
     chosen = [one for part in found for one in part.get("defaults", []) if isinstance(one, dict)]
     if group == "method":
-        return {"/schema@method": "reasoning"} in chosen
-    return any(of_reasoning("method", one["override /method"]) for one in chosen if "override /method" in one)
+        return {one["/schema@method"] for one in chosen if "/schema@method" in one}
+    methods = [one["override /method"] for one in chosen if "override /method" in one]
+    swept = [part["hydra"]["sweeper"]["params"].get("method") for part in found if "hydra" in part]
+    methods += [name for names in swept if names for name in names.split(",")]
+    return families("method", methods[-1]) if methods else {"distillation"}
 
 
-def presets(group: str, *, reasoning: bool) -> list[str]:
+def presets(group: str, family: str) -> list[str]:
     """The options of a group that are for one family."""
-    return [name for name, _ in catalog.entries(group) if of_reasoning(group, name) is reasoning]
+    return [name for name, _ in catalog.entries(group) if family in families(group, name)]
 
 
 def run_folder(outputs: Path) -> Path:

@@ -18,6 +18,7 @@ from kdlab import catalog
         ("tasks", {"demo/nli", "glue/rte", "glue/stsb"}),
         ("models", {"tiny", "minilm_6_to_3", "bert_base_to_6"}),
         ("rationales", {"rules", "recorded", "openai", "local"}),
+        ("translators", {"rules", "recorded", "apertium", "hf", "m2m100", "nllb", "marian"}),
         ("hardware", {"auto", "cpu", "gpu", "multi_gpu"}),
         ("experiments", {"cpu/short", "crild/rte"}),
     ],
@@ -53,7 +54,7 @@ def test_a_folder_of_the_user_adds_entries(tmp_path: Path) -> None:
 
 
 def test_a_group_without_files_is_empty() -> None:
-    assert catalog.entries("translator") == []
+    assert catalog.entries("nothing") == []
 
 
 def test_hydra_is_not_imported() -> None:

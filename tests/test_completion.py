@@ -23,6 +23,7 @@ def test_verbs_come_first() -> None:
 
 def test_names_after_list_and_store() -> None:
     assert complete("kdlab list m") == ["methods", "models"]
+    assert complete("kdlab list t") == ["tasks", "translators"]
     assert complete("kdlab store ") == ["ls", "prune", "verify"]
     assert complete("kdlab store ls ") == []
     assert complete("kdlab nonsense ") == []
@@ -46,7 +47,7 @@ def test_options_of_a_group_include_nested_ones_and_leave_out_shared_parts() -> 
 def test_options_of_a_folder_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "mine.yaml").write_text("# My task\nname: mine\n")
-    line = f"kdlab train --config-dir {tmp_path} task=m"
+    line = f"kdlab train --config-dir {tmp_path} task=mi"
     assert complete(line) == ["task=mine"]
     assert complete(f"kdlab train --config-dir {tmp_path} se") == ["seed=", "select_on="]
 

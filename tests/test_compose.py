@@ -15,9 +15,11 @@ import pytest
 from kdlab import catalog, checks, compose
 from kdlab.config import Distillation, Run
 from kdlab.errors import ConfigError, DataError
-from lab import presets
+from lab import parts, presets
 
 ARCHIVE = "reasoning/"  # tasks that the authors' folder may give
+SEVERAL = presets("task", "crosslingual")  # tasks in several languages
+LOCAL = [name for name in SEVERAL if any(part.get("source", {}).get("path") for part in parts("task", name))]
 
 
 def problems(line: str) -> list[str]:
@@ -54,7 +56,7 @@ MALFORMED = [
     ("--cfg jobs", "invalid choice: 'jobs'"),
     ("--config-dir no/such/folder", "no such folder"),
     # groups and options
-    ("mehtod=kd", "mehtod=kd: unknown key; did you mean method?; keys: task, model, rationales, hardware"),
+    ("mehtod=kd", "mehtod=kd: unknown key; did you mean method?; keys: task, model, rationales, translator, hardware"),
     ("method=cr_ldi", "unknown option; did you mean cr_ild?; allowed: bert_emd, cr_ild, cr_ild_official, fs_cot, ft,"),
     ("task=rte", "did you mean glue/rte?"),
     ("task/glue=rte", "did you mean task=glue/rte?"),
@@ -106,7 +108,7 @@ MALFORMED = [
     # values
     ("precision=fp8", "precision=fp8: allowed: fp32, bf16, fp16"),
     ("select_on=tset", "allowed: heldout, dev, last, test; did you mean test?"),
-    ("select_on=test", "is for reasoning tasks only; take heldout, dev or last"),
+    ("select_on=test", "is for the families reasoning and crosslingual, whose papers' code selects so; take heldout"),
     ("method.layers.relations=[atention]", "did you mean attention?"),
     ("method.layers.relations=[hidden,hidden]", "'hidden' is there twice"),
     ("method.layers.relations=[]", "at least one of"),
@@ -366,7 +368,7 @@ def rows_of_options(**options: list[str]) -> list[list[str]]:
 
 def check_composed(name: str, words: list[str]) -> None:
     """All options are there, named after their files."""
-    groups = ("task", "model", "rationales", "hardware", "tracking", "debug")
+    groups = ("task", "model", "rationales", "translator", "hardware", "tracking", "debug")
     for job in compose.jobs([f"method={name}", *words]).jobs:
         assert job.run.method.name == name
         for word in words:
@@ -379,17 +381,44 @@ def common() -> dict[str, list[str]]:
     return {group: [name for name, _ in catalog.entries(group)] for group in ("hardware", "tracking", "debug")}
 
 
-@pytest.mark.parametrize("name", presets("method", reasoning=False))
+def needs(words: list[str]) -> list[str]:
+    """What the options among these words leave to be given."""
+    return [word for option in words for word in MUST_BE_GIVEN.get(option, [])]
+
+
+MUST_BE_GIVEN = {
+    **{f"task={name}": ["task.source.path=folder"] for name in LOCAL},
+    "translator=hf": ["translator.model=owner/name"],
+    "translator=recorded": ["translator.path=folder"],
+}
+
+
+@pytest.mark.parametrize("name", presets("method", "distillation"))
 def test_every_yaml_composes_with_every_method(name: str) -> None:
-    own = {group: presets(group, reasoning=False) for group in ("task", "model", "experiment")}
+    own = {group: presets(group, "distillation") for group in ("task", "model", "experiment")}
     own["task"] = [task for task in own["task"] if not task.startswith("corpus/")]
     for words in rows_of_options(**own, **common()):
-        check_composed(name, words)
+        check_composed(name, [*words, *needs(words)])
 
 
-@pytest.mark.parametrize("name", presets("method", reasoning=True))
+@pytest.mark.parametrize("name", presets("method", "crosslingual"))
+def test_every_yaml_of_several_languages_composes_with_every_method(name: str) -> None:
+    own = {group: presets(group, "crosslingual") for group in ("task", "model", "experiment")}
+    own["translator"] = [translator for translator, _ in catalog.entries("translator") if translator != "rules"]
+    for words in rows_of_options(**own, **common()):
+        if "task=demo/sentiment_xx" in words:
+            words = [word for word in words if not word.startswith("translator=")] + ["translator=rules"]
+        check_composed(name, [*words, *needs(words)])
+
+
+@pytest.mark.parametrize("model", ["mbert", "xlmr_base", "e5_small"])
+def test_a_student_without_a_teacher_is_fine_tuned(model: str) -> None:
+    check_composed("ft", [f"model={model}", "task=multilingual/tweet_sentiment"])
+
+
+@pytest.mark.parametrize("name", presets("method", "reasoning"))
 def test_every_yaml_of_reasoning_composes_with_every_method(name: str) -> None:
-    own = {group: presets(group, reasoning=True) for group in ("task", "model", "experiment")}
+    own = {group: presets(group, "reasoning") for group in ("task", "model", "experiment")}
     more = {"fs_cot": ["method.prompt.exemplars=file"], "zs": [], "zs_cot": [], "ft_answer": []}
     if name in ("zs", "zs_cot", "fs_cot"):  # the default, tiny_decoder, knows nothing
         own["model"] = ["gpt2"] * len(own["task"])
@@ -405,7 +434,7 @@ def test_every_teacher_composes(name: str) -> None:
     check_composed("ft_cot", [f"rationales={name}", "task=demo/coin_flip", *needs])
 
 
-@pytest.mark.parametrize("name", presets("task", reasoning=False))
+@pytest.mark.parametrize("name", [name for name in presets("task", "distillation") if name not in SEVERAL])
 def test_every_task_is_a_supplement(name: str) -> None:
     own = ["supplement.source.path=texts.txt"] if name == "corpus/text" else []
     (job,) = compose.jobs(["method=cr_ild", "task=glue/rte", f"task@supplement={name}", *own]).jobs

@@ -22,7 +22,7 @@ from kdlab.config import Distillation, LayerFit, Run
 from kdlab.engine import loop
 from lab import CONF, TINY, Done, Lab, points, presets, read, run_folder
 
-METHODS = presets("method", reasoning=False)  # of the family of distillation; test_reasoning_runs.py has the others
+METHODS = presets("method", "distillation")  # of the other families: test_reasoning_runs.py, test_crosslingual_*.py
 EXPERIMENTS = sorted(
     file.relative_to(CONF / "experiment").with_suffix("").as_posix() for file in (CONF / "experiment").rglob("*.yaml")
 )
@@ -127,7 +127,7 @@ def prepared(lab: Lab, result: dict[str, Any], split: str) -> pa.Table:
 
 
 def test_all_presets_are_tested() -> None:
-    others = presets("method", reasoning=True)
+    others = [*presets("method", "reasoning"), *presets("method", "crosslingual")]
     assert sorted([*METHODS, *others]) == [name for name, _ in entries("methods")]
     assert sorted(file.stem for file in (CONF / "method").glob("*.yaml")) == sorted([*METHODS, *others])
     assert len(METHODS) == 16
@@ -417,7 +417,7 @@ def test_single_sentences_from_jsonl_files_of_ones_own(lab: Lab, tmp_path: Path)
 def authors(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Words for an empty copy of reasoning-teacher's folder, of which a plan looks at the names alone."""
     folder = tmp_path_factory.mktemp("authors")
-    for task in [name.partition("/")[2] for name in presets("task", reasoning=True)]:
+    for task in [name.partition("/")[2] for name in presets("task", "reasoning")]:
         for file in (f"dataset/{task}.json", f"completion_data/B_text-davinci-002__C_zs_cot/D_{task}.json"):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text("{}")

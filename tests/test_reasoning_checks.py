@@ -36,7 +36,7 @@ WRONG = [
     ("method=kd task=demo/nli model=tiny_decoder", "is a decoder; method=kd is of the family distillation"),
     (f"method=kd task=demo/nli {REMOTE}", "is an endpoint; method=kd is of the family distillation"),
     ("method=kd task=demo/nli model=tiny model.tokenizer=pieces", "is for models that generate; take pretrained or"),
-    ("method=kd task=demo/nli model=tiny select_on=test", "select_on=test: is for reasoning tasks only"),
+    ("method=kd task=demo/nli model=tiny select_on=test", "select_on=test: is for the families reasoning and cross"),
     ("method=ft_cot select_on=dev", "select_on=dev: a reasoning task has no dev; take last, heldout, or test"),
     ("method=ft_cot task@supplement=glue/cola", "is for layer distillation, method=ft_cot has no layers"),
     ("method=cr_ild task=glue/rte task@supplement=demo/coin_flip", "is a reasoning task; texts for an encoder"),

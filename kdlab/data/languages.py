@@ -1,9 +1,9 @@
 """Names of a multilingual task's tables: which rows, and in which form their texts are.
 
-    train.en.original   English training rows as they are
-    train.en.es         the same rows, translated into Spanish
-    test.es.en          Spanish test rows, translated into English
-    test.es.back        Spanish test rows, translated into English and back
+train.en.original   English training rows as they are
+train.en.es         the same rows, translated into Spanish
+test.es.en          Spanish test rows, translated into English
+test.es.back        Spanish test rows, translated into English and back
 """
 
 from __future__ import annotations

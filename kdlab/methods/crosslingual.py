@@ -6,37 +6,41 @@
 One objective, many published methods: each preset in `conf/method/` is a point in the space of `config.Crosslingual`.
 
 Paper
-    Oh, Ko, Yun: "Synergy with Translation Artifacts for Training and Inference in Multilingual Tasks", EMNLP 2022, arXiv
-    2210.09588. Official code: jongwooko/MUSC at 115cee3. Also: SupCon, Khosla et al., NeurIPS 2020, arXiv 2004.11362;
-    mix-up, Zhang et al., ICLR 2018, arXiv 1710.09412.
+    Oh, Ko, Yun: "Synergy with Translation Artifacts for Training and Inference in Multilingual Tasks", EMNLP 2022,
+    arXiv 2210.09588. Official code: jongwooko/MUSC at 115cee3. Also: SupCon, Khosla et al., NeurIPS 2020, arXiv
+    2004.11362; mix-up, Zhang et al., ICLR 2018, arXiv 1710.09412.
 
-Objective, of a batch of pairs (s, t) of one language with labels y; r reverses the batch; w_s, w_t ~ U(0, 1), one each a
-batch; s_m, t_m are s and t mixed with their reversed batch behind the embedding block; CE*(x_m) = w_x CE(x_m, y)
-+ (1 - w_x) CE(x_m, y_r)
+Objective, of a batch of pairs (s, t) of one language with labels y; r reverses the batch; w_s, w_t ~ U(0, 1), one each
+a batch; s_m and t_m are s and t mixed with their reversed batch behind the embedding block, and
+CE*(x_m) = w_x CE(x_m, y) + (1 - w_x) CE(x_m, y_r):
       (1 - lambda) { alpha [CE(s, y) + beta1 CE*(s_m)] + (1 - alpha) [CE(t, y) + beta2 CE*(t_m)] }
-    + lambda { SC([z_s, z_t], y) + w_s SC([z_sm, z_t], y) + (1 - w_s) SC([z_sm, z_t r], y_r)
-               + w_t SC([z_s, z_tm], y) + (1 - w_t) SC([z_s r, z_tm], y_r) }
+    + lambda { SC([z_s, z_t], y) + beta1 [w_s SC([z_sm, z_t], y) + (1 - w_s) SC([z_sm, z_t r], y_r)]
+               + beta2 [w_t SC([z_s, z_tm], y) + (1 - w_t) SC([z_s r, z_tm], y_r)] }
 alpha = student.alpha, beta1 and beta2 = student.mixed_source and mixed_target, lambda = student.contrast.weight.
+`kdlab.stages.pair_steps` has it, and that of texts without a translation beside them.
 
 Identical to the official code: all terms and their weights at the defaults (alpha 0.5, beta 1, lambda 0.1, SupCon at
 temperature 0.3 with its loss scaled by it, and 1e-4 added to the number of positives); mixing the whole embedding
-output, the union mask; the projection of the last layer's [CLS] before the pooler; one optimiser step a step, the mean over
-languages, whose divisor stays when a language runs out of batches; Adam at a constant rate, batches of 32 pairs.
+output, the union mask; the projection of the last layer's [CLS] before the pooler; one optimiser step a step, the mean
+over languages, whose divisor stays when a language runs out of batches; Adam at a constant rate, batches of 32 pairs.
 
 Departures of all presets from it, each with the switch that takes it back
     1. The checkpoint is chosen on the mean dev score over languages, of the original texts, once an epoch; the official
        code takes the mean test score (baseline_trainer.py:290-297). select_on=test does so, and is labelled.
-    2. `both` is the mean of probabilities, as in the notebook that evaluates the paper; the trainer's own evaluator sums
-       logits (future/base.py:58-73). method.ensemble=logits
-    3. XNLI's original view is the text in its own language; with five-column test files the official loader reads its
-       English translation there during training (NLI/xnli.py:136-150).
-    4. All four views of a step are one forward pass; the same numbers as four passes, dropout aside.
+    2. `both` is the mean of probabilities, as in the notebook that evaluates the paper; the trainer's own evaluator
+       sums logits (future/base.py:58-73). method.ensemble=logits
+    3. The original view is the text in its own language in XNLI too; with five-column test files the official loader
+       reads its English translation there during training (NLI/xnli.py:136-150). method.select.view=translated
+    4. All views of a step are one forward pass, the same numbers as one pass each; a view without weight is not run.
     5. The mixing ratios are drawn from the run's seed; the official ones come from an unseeded numpy.
-    6. With mix-up and SupCon together, alpha, beta1 and beta2 count; the official code has 0.5, 1 and 1 there.
-    7. Batches hold rows of like length and are padded to their longest.
-    8. All methods have the same learning rate and are evaluated as often; the official scripts differ between the baseline
-       and MUSC (PAWS-X 1e-5 and 3e-5; XNLI evaluated every 300 and 3000 steps). musc_official has MUSC's.
+    6. With mix-up and SupCon together, alpha, beta1 and beta2 count, the latter two for contrast as well; the official
+       code has 0.5, 1 and 1 there. At the defaults both are the same.
+    7. Batches hold rows of like length and are padded to their longest (task.pad_to_max=true pads to max_length).
+    8. All methods have the same learning rate and are evaluated as often; the official scripts differ between the
+       baseline and MUSC (PAWS-X 1e-5 and 3e-5; XNLI evaluated every 300 and 3000 steps). musc_official has MUSC's.
     9. Pre-trained weights without a pooler get a new one.
+   10. method.student.normalise_terms (off) scales the weights of labels to the sum 1 - lambda and those of contrast to
+       lambda; the official sums are 2 (1 - lambda) and 3 lambda.
 
 Run it: kdlab train method=musc task=multilingual/tweet_sentiment
 """
@@ -48,7 +52,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdlab.config import Contrast, Crosslingual, PairFit, Run
+from kdlab.config import Contrast, Crosslingual, PairFit, Run, read_languages, trained_languages
 from kdlab.data.languages import BACK, View
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph, Stage, Work
@@ -73,15 +77,6 @@ def plan(run: Run, pins: Pins) -> Graph:
     return build.graph()
 
 
-def trained_languages(run: Run) -> list[str]:
-    """The languages of `method.languages`, or all that the method's texts allow, in the task's order."""
-    method, task = run.method, run.task
-    assert isinstance(method, Crosslingual)
-    wanted = method.languages or task.languages
-    known = [language for language in task.languages if language in wanted]
-    return [language for language in known if method.texts != "translated" or language != task.source_language]
-
-
 class _Builder:
     """Makes the stages of this family; each method returns one."""
 
@@ -90,9 +85,8 @@ class _Builder:
         self.source_language = run.task.source_language
         self.model = pins.model(run.model.student)
         self.reader = reader(run, {"student": self.model})
-        self.trained = trained_languages(run)
-        # languages whose own training rows are read; the first one's labels are those of all
-        self.own = [self.source_language] if method.texts == "translated" else self.trained
+        self.trained = trained_languages(run.task, method)
+        self.own = read_languages(run.task, method)
         self.others = [language for language in run.task.languages if language != self.source_language]
         self.source, self.place = language_sources(run, pins)
 
@@ -395,7 +389,7 @@ def objective(fit: PairFit, *, paired: bool) -> dict[str, Any]:
         "alpha": paired,
         "mixed_source": fit.mixup > 0 and paired,
         "mixed_target": fit.mixup > 0 and paired,
-        "normalise_terms": fit.mixup > 0 or fit.contrast.weight > 0,
+        "normalise_terms": fit.mixup > 0,
     }
     values |= {name: default[name] for name, needed in used.items() if not needed}
     if not fit.contrast.weight:
