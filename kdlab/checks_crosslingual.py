@@ -16,6 +16,7 @@ from kdlab.config import (
     Source,
     Task,
     Translator,
+    asked_languages,
     read_languages,
     trained_languages,
 )
@@ -296,7 +297,7 @@ def labels(run: Run, method: Crosslingual) -> list[str]:
     found = ["prepare", *(["prepare_sets"] if task.splits.test else [])]
     if method.texts != "original" and foreign:
         found += ["translate_train", *(["back_train"] if method.texts == "back_translated" else [])]
-    asked = _asked(run, method)
+    asked = asked_languages(run, method)
     if asked:
         found += ["translate_sets", *(["back_sets"] if "back_translated" in method.views else [])]
     found.append("tokenise")
@@ -423,23 +424,11 @@ def no_effect_of_languages(task: Task, path: str) -> str | None:
     return None
 
 
-def _asked(run: Run, method: Crosslingual) -> set[str]:
-    """Languages whose dev or test rows are translated; where the source has no dev, it is cut from training rows."""
-    task = run.task
-    others = set(task.languages) - {task.source_language}
-    if not set(method.views) & {"translated", "back_translated"}:
-        return set()
-    if task.splits.test:
-        return others
-    if run.translator.kind == "recorded" and method.select.view == "original":
-        return set()
-    return others if task.splits.dev is not None else others & set(read_languages(task, method))
-
-
 def _translated(run: Run, method: Crosslingual) -> set[str]:
     """Languages that are translated from or into; the source language is the other side."""
     trained = set(trained_languages(run.task, method)) if method.texts != "original" else set()
-    return trained - {run.task.source_language} | _asked(run, method)
+    asked = {language for languages in asked_languages(run, method).values() for language in languages}
+    return trained - {run.task.source_language} | asked
 
 
 def _way(language: str, translator: Translator) -> list[str]:

@@ -330,6 +330,7 @@ def requests(run: Run) -> Requests:
         price=writer.price,
         student_price=run.model.price,
         budget=run.budget,
+        max_missing=run.translator.max_missing,
     )
 
 

@@ -580,6 +580,23 @@ def read_languages(task: Task, method: Crosslingual) -> list[str]:
     return [task.source_language] if method.texts == "translated" else trained_languages(task, method)
 
 
+def asked_languages(run: Run, method: Crosslingual) -> dict[str, list[str]]:
+    """By split, the languages whose rows are translated to be asked.
+
+    Where the source has no dev, it is cut from the train rows that are read. Recorded translations are those of train
+    and test (XTREME has none of dev), so that dev is not looked up there unless it chooses the checkpoint by them.
+    """
+    task = run.task
+    if not set(method.views) & {"translated", "back_translated"}:
+        return {}
+    others = [language for language in task.languages if language != task.source_language]
+    dev = [language for language in others if task.splits.dev is not None or language in read_languages(task, method)]
+    if run.translator.kind == "recorded" and (run.select_on != "dev" or method.select.view == "original"):
+        dev = []
+    found = {"dev": dev, "test": others if task.splits.test is not None else []}
+    return {split: languages for split, languages in found.items() if languages}
+
+
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Yield (path, value, field metadata) for every field below a dataclass."""
     for item in fields(node):

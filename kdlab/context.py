@@ -20,7 +20,7 @@ def _quiet(_: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """How an endpoint is asked: what can't change an answer."""
+    """How an endpoint or a translator is asked: what can't change an answer."""
 
     concurrency: int = 8
     timeout: float = 120.0  # seconds
@@ -28,6 +28,7 @@ class Requests:
     price: Price = field(default_factory=Price)
     student_price: Price = field(default_factory=Price)  # of a student behind an endpoint
     budget: Budget = field(default_factory=Budget)
+    max_missing: float = 1.0  # share of a language's rows without translation above which a stage stops
 
 
 @dataclass(kw_only=True)

@@ -148,7 +148,8 @@ class Made:
 
     def selected(self, select: dict[str, Any] | None, split: str = "dev") -> None:
         values = {"texts": "translated", "languages": ["es", "fr"], "select": select}
-        self.add("student", {"history.json": history(split), "model/config.json": {}}, values=values)
+        files = {"history.json": history(split), "model/config.json": {}}
+        self.add("student", files, values=values, facts={"selected_by": select["languages"]} if select else {})
 
     def add(
         self,

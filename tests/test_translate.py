@@ -13,6 +13,7 @@ import pytest
 from cot import Told, context
 from fake_apertium import FakeApertium, install
 from kdlab.artifacts import write_json
+from kdlab.context import Requests
 from kdlab.errors import DataError, KdlabError
 from kdlab.stages.prepare import read_table, write_table
 from kdlab.stages.translate import translate
@@ -53,7 +54,8 @@ def translated(
     stage: str = "translate_train",
 ) -> Told:
     ctx = context(root, stage)
-    translate(ctx, translator={"unit": "text", **translator}, jobs=jobs, data=data, sets=sets, max_missing=max_missing)
+    ctx.requests = Requests(max_missing=max_missing)
+    translate(ctx, translator={"unit": "text", **translator}, jobs=jobs, data=data, sets=sets)
     return ctx
 
 
@@ -100,12 +102,22 @@ def test_facts(fake: FakeApertium, tmp_path: Path) -> None:
     data = prepared(tmp_path, train__en__original=rows)
     ctx = translated(tmp_path, data, by_apertium(("en", "es")), EN_ES)
     counts = {"rows": 6, "units": 3, "fresh": 3, "remembered": 0, "missing": 0, "empty": 2, "unchanged": 1, "cut": 0}
+    counts["shared_with_train"] = 0
     said = ["en-es: texts of train.en.original (6 rows) that came back as they were: 1"]
     assert read(ctx.out / "facts.json") == {"labels": ["no", "yes"], "jobs": {"train.en.es": counts}, "warnings": said}
     assert ctx.facts == {"labels": ["no", "yes"], "jobs": {"train.en.es": counts}}
     assert ctx.warned == said
     assert texts(ctx, "train.en.es") == ["ao dogo", "ao dogo", "", "@user", "ao dogo", "xo"]
     assert texts(ctx, "train.en.es", "text_b") == [None, None, None, None, "  ", None]
+
+
+def test_a_translated_test_row_that_is_a_training_row_is_told(fake: FakeApertium, tmp_path: Path) -> None:
+    data = prepared(tmp_path, train__en__original=["peza", "dog"])
+    sets = prepared(tmp_path, test__es__original=["pez", "perro"])
+    ctx = translated(tmp_path, data, by_apertium(("es", "en")), ES_EN, sets=sets)
+    assert texts(ctx, "test.es.en") == ["peza", "perroa"]
+    assert ctx.facts["jobs"]["test.es.en"]["shared_with_train"] == 1
+    assert ctx.warned == ["1 of 2 rows of test.es.en have the same texts as a training row in en"]
 
 
 def test_several_jobs_from_data_and_sets(fake: FakeApertium, tmp_path: Path) -> None:
@@ -334,9 +346,8 @@ SETTINGS = {"codes": {}, "pivots": {}, "beams": 5, "max_tokens": 2, "precision":
             {"model": "org/m2m", "models": {"org/m2m": {"id": "org/m2m", "revision": "abc"}}},
             {"id": "org/m2m", "revision": "abc"},
         ),
-        ({"model": "here/m2m", "models": {"here/m2m": {"content": "123"}}}, {"path": "here/m2m"}),
         ({"content": "123", "path": "/there/m2m", "pattern": None}, {"path": "/there/m2m"}),
-        ({"content": "123", "path": "/there", "pattern": "m2m/x"}, {"path": "/there/m2m/x"}),
+        ({"models": {"m2m/x": {"content": "1"}}, "path": "/there", "pattern": "m2m/x"}, {"path": "/there/m2m/x"}),
     ],
 )
 def test_models(named: dict[str, Any], loaded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,7 +308,8 @@ def _multilingual(run: Run, targets: Mapping[str, Artifact], means: Mapping[str,
     method, student = run.method, targets["student"]
     assert isinstance(method, Crosslingual)
     history, select = _read(student.path / "history.json"), student.manifest["values"]["select"]
-    view, languages = (ORIGINAL, run.task.languages) if select is None else (select["view"], select["languages"])
+    languages = run.task.languages if select is None else student.facts["selected_by"]
+    view = ORIGINAL if select is None else select["view"]
     alike = view == method.inference and set(languages) == set(run.task.languages)
     selected = {split: modes[method.inference]["all"] for split, modes in means.items() if method.inference in modes}
     told = {} if select is None else {"languages": languages, "view": view}

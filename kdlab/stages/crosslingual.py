@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ from kdlab.stages.encoder import TaskData, fit_model, follower, new_model, predi
 from kdlab.stages.pair_steps import PairStep
 
 Array = np.ndarray[Any, Any]
+PLAIN: Mapping[str, Any] = {
+    "view": ORIGINAL,
+    "ensemble": "probabilities",
+    "share": 0.5,
+}  # how a split is asked that chooses nothing
 
 
 def finetune_pairs(
@@ -86,20 +91,23 @@ def finetune_pairs(
     steps = LanguageBatches({language: batches(language, number) for number, language in enumerate(languages)})
     size = context.hardware.eval_batch
     asked = Asked(student, [task, *([TaskData(sets)] if sets is not None else [])], source_language, size, pad_to_max)
-    how: Mapping[str, Any] = {"view": ORIGINAL, "ensemble": "probabilities", "share": 0.5} if select is None else select
     chosen = None if select is None else set(select["languages"])
+    if chosen is not None:
+        context.facts["selected_by"] = [language for language in asked.languages(select_on) if language in chosen]
 
     def evaluate() -> Scores:
-        """Of each language, and their mean: over those that choose the checkpoint, else over all."""
+        """Of each language, and their mean: over those that choose the checkpoint, else over all.
+
+        The split that chooses is asked as `select` says, the others in their original texts.
+        """
         scores: dict[str, dict[str, float]] = {}
         for split in ("heldout", "dev", "test") if select_on == "test" else ("heldout", "dev"):
+            how = select if select is not None and split == select_on else PLAIN
+            views = [ORIGINAL] if how["view"] == ORIGINAL else [ORIGINAL, "translated"]
             of_split = {}
             for language in asked.languages(split):
-                view = str(how["view"]) if split != "heldout" else ORIGINAL
-                modes = asked.modes(split, language, views=_needed(view), how=how)
-                of_split[language] = {name: asked.score(split, language, name, modes[view]) for name in task.metrics}
-            for language, values in of_split.items():
-                scores[f"{split}.{language}"] = values
+                answers = asked.ask(split, language, views).modes(ensemble=how["ensemble"], share=how["share"])
+                of_split[language] = scores[f"{split}.{language}"] = answers.scores(how["view"], task.metrics)
             counted = [values for language, values in of_split.items() if chosen is None or language in chosen]
             if counted:
                 scores[split] = {name: float(np.mean([values[name] for values in counted])) for name in task.metrics}
@@ -142,8 +150,24 @@ def _rows(task: TaskData, texts: str, language: str, source_language: str) -> En
     return task.split(str(View("train", language, BACK if back else ORIGINAL)))
 
 
-def _needed(view: str) -> list[str]:
-    return [ORIGINAL] if view == ORIGINAL else [ORIGINAL, "translated"]
+@dataclass(frozen=True)
+class Answers:
+    """A table's rows, and what they were answered.
+
+    found: scores of classes [N, C] by view, or by mode of inference. lacking: by view, how many rows had no such text
+    and were answered from the original one.
+    """
+
+    rows: EncodedSplit
+    found: Mapping[str, Array]
+    lacking: Mapping[str, int]
+
+    def modes(self, *, ensemble: str, share: float) -> Answers:
+        return replace(self, found=modes(self.found, ensemble=ensemble, share=share))
+
+    def scores(self, mode: str, metrics: Sequence[str]) -> dict[str, float]:
+        answers = self.found[mode].argmax(-1)
+        return {metric: score(metric, answers, self.rows.labels) for metric in metrics}
 
 
 @dataclass(frozen=True)
@@ -159,64 +183,43 @@ class Asked:
     batch_size: int
     pad_to_max: bool
 
-    def table(self, view: View) -> tuple[TaskData, EncodedSplit] | None:
-        """The table of a view, if there is one."""
-        for task in self.tasks:
-            if (task.folder / f"{view}.arrow").is_file():
-                return task, task.split(str(view))
-        return None
-
     def languages(self, split: str) -> list[str]:
         """Those that have labelled rows of a split, in alphabetical order."""
         names = {path.stem for task in self.tasks for path in task.folder.glob(f"{split}.*.{ORIGINAL}.arrow")}
         found = sorted(View.of(name).language for name in names)
-        return [language for language in found if self.original(split, language).labelled]
+        return [language for language in found if self._table(View(split, language))[1].labelled]
 
-    def original(self, split: str, language: str) -> EncodedSplit:
-        found = self.table(View(split, language))
-        assert found is not None, (split, language)
-        return found[1]
+    def ask(self, split: str, language: str, views: Sequence[str]) -> Answers:
+        """Logits by view, at fp32 without dropout; a view that the whole split lacks is left out.
 
-    def logits(self, view: View) -> tuple[Array, Array] | None:
-        """(logits [N, C], ids [N]) of the rows that the view has, at fp32 without dropout."""
-        found = self.table(view)
-        if found is None:
-            return None
-        task, split = found
-        logits = predict(self.model, task, split, batch_size=self.batch_size, pad_to_max=self.pad_to_max)
-        return logits, split.ids
-
-    def views(self, split: str, language: str, views: Sequence[str]) -> tuple[dict[str, Array], dict[str, int]]:
-        """(logits [N, C] of each view, rows that a view lacks and the original text answered).
-
-        The source language has one view: its text as it is.
+        The source language has one view, its text as it is, which stands for all.
         """
-        own = self.logits(View(split, language))
-        assert own is not None, (split, language)
-        logits, ids = {ORIGINAL: own[0]}, own[1]
-        lacking: dict[str, int] = {}
+        rows = self._table(View(split, language))[1]
+        original = self._logits(View(split, language))
+        found, lacking = {ORIGINAL: original}, {}
+        place = {int(row): number for number, row in enumerate(rows.ids)}
         for name in views:
-            if name == ORIGINAL:
-                continue
-            logits[name] = own[0]
-            if language == self.source_language:
-                continue
-            found = self.logits(View(split, language, BACK if name == "back_translated" else self.source_language))
-            if found is None:
-                del logits[name]
-                continue
-            place = {int(row): number for number, row in enumerate(ids)}
-            logits[name] = own[0].copy()
-            logits[name][[place[int(row)] for row in found[1]]] = found[0]
-            lacking[name] = len(ids) - len(found[1])
-        return logits, lacking
+            form = BACK if name == "back_translated" else self.source_language
+            view = View(split, language, form)
+            if name != ORIGINAL and language == self.source_language:
+                found[name] = original
+            elif name != ORIGINAL and self._has(view):
+                known = self._table(view)[1].ids
+                found[name] = original.copy()
+                found[name][[place[int(row)] for row in known]] = self._logits(view)
+                lacking[name] = len(rows) - len(known)
+        return Answers(rows, found, lacking)
 
-    def modes(self, split: str, language: str, *, views: Sequence[str], how: Mapping[str, Any]) -> dict[str, Array]:
-        """Scores of classes [N, C] by mode of inference: each view by itself, and `both`."""
-        return modes(self.views(split, language, views)[0], ensemble=how["ensemble"], share=how["share"])
+    def _has(self, view: View) -> bool:
+        return any((task.folder / f"{view}.arrow").is_file() for task in self.tasks)
 
-    def score(self, split: str, language: str, metric: str, found: Array) -> float:
-        return score(metric, found.argmax(-1), self.original(split, language).labels)
+    def _table(self, view: View) -> tuple[TaskData, EncodedSplit]:
+        task = next(task for task in self.tasks if (task.folder / f"{view}.arrow").is_file())
+        return task, task.split(str(view))
+
+    def _logits(self, view: View) -> Array:
+        task, split = self._table(view)
+        return predict(self.model, task, split, batch_size=self.batch_size, pad_to_max=self.pad_to_max)
 
 
 def modes(views: Mapping[str, Array], *, ensemble: str, share: float) -> dict[str, Array]:
@@ -255,7 +258,7 @@ def evaluate_languages(
     """Reload the published student and score it on every labelled split, in every language and mode of inference.
 
     Each view of each row is read once. views: of "original", "translated" and "back_translated". A row without a
-    translation is answered from its original text, and counted.
+    translation is answered from its original text, and counted. A mode that a language lacks is left out of the split.
 
     Leaves scores.json: split -> mode -> language -> metric; means.json: split -> mode -> "all" and "without_source" ->
     metric, unweighted; fallbacks.json: split -> language -> view -> rows; and predictions-{split}.{language}.jsonl.
@@ -269,38 +272,44 @@ def evaluate_languages(
     scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     fallbacks: dict[str, dict[str, dict[str, int]]] = {}
     for split in ("heldout", "dev", "test"):
-        for language in asked.languages(split):
-            logits, lacking = asked.views(split, language, views if split != "heldout" else [ORIGINAL])
-            fallbacks.setdefault(split, {})[language] = lacking
-            found = modes(logits, ensemble=ensemble, share=share)
-            for mode, values in found.items():
-                measured = {metric: asked.score(split, language, metric, values) for metric in tasks[0].metrics}
-                scores.setdefault(split, {}).setdefault(mode, {})[language] = measured
-            answers = {mode: values.argmax(-1) for mode, values in found.items()}
-            rows = asked.original(split, language)
-            with open(context.out / f"predictions-{split}.{language}.jsonl", "w", encoding="utf-8") as file:
-                for number, row in enumerate(rows.ids):
-                    line = {
-                        "id": int(row),
-                        "prediction": {mode: names[int(classes[number])] for mode, classes in answers.items()},
-                        "logits": {view: values[number].tolist() for view, values in logits.items()},
-                    }
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        languages = asked.languages(split)
+        of_split: dict[str, dict[str, dict[str, float]]] = {}
+        for language in languages:
+            answers = asked.ask(split, language, views if split != "heldout" else [ORIGINAL])
+            both = answers.modes(ensemble=ensemble, share=share)
+            for mode in both.found:
+                of_split.setdefault(mode, {})[language] = both.scores(mode, tasks[0].metrics)
+            _write_predictions(context.out / f"predictions-{split}.{language}.jsonl", answers, both, names)
+            fallbacks.setdefault(split, {})[language] = dict(answers.lacking)
+            for view, count in answers.lacking.items():
+                if count:
+                    context.warn(
+                        f"{count} of {len(answers.rows)} rows of {split}.{language} have no {view} text: "
+                        "their original text answers"
+                    )
+        # the source language stands in every mode; one that another language lacks has no mean
+        complete = {mode: found for mode, found in of_split.items() if len(found) == len(languages)}
+        if complete:
+            scores[split] = complete
     means = {
         split: {mode: _means(languages, source_language) for mode, languages in of_split.items()}
         for split, of_split in scores.items()
     }
     for name, content in (("scores", scores), ("means", means), ("fallbacks", fallbacks)):
         write_json(context.out / f"{name}.json", content)
-    for split, of_languages in fallbacks.items():
-        for language, lacking in of_languages.items():
-            for view, rows_without in lacking.items():
-                if rows_without:
-                    context.warn(
-                        f"{rows_without} of {len(asked.original(split, language))} rows of {split}.{language} have no "
-                        f"{view} text: their original text answers"
-                    )
     context.facts["means"] = means
+
+
+def _write_predictions(path: Path, views: Answers, modes: Answers, names: Sequence[str]) -> None:
+    answers = {mode: found.argmax(-1) for mode, found in modes.found.items()}
+    with open(path, "w", encoding="utf-8") as file:
+        for number, row in enumerate(views.rows.ids):
+            line = {
+                "id": int(row),
+                "prediction": {mode: names[int(classes[number])] for mode, classes in answers.items()},
+                "logits": {view: logits[number].tolist() for view, logits in views.found.items()},
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _means(languages: Mapping[str, Mapping[str, float]], source_language: str) -> dict[str, dict[str, float]]:

@@ -12,13 +12,7 @@ without what is mixed if mixup is 0, and without SC if l is 0. Texts x that have
 
     (1 - l) {CE(x, y) + CE*_x_m} + l {w SC([z_x, z_x_m], y) + (1 - w) SC([z_x', z_x_m], y')}, or l SC([z_x], y) unmixed.
 
-Source: MUSC future/baseline_trainer.py:98-251. Departures:
-
-1. With mixup and contrast together the official code writes 0.5, 1 and 1 in place of alpha, beta1 and beta2; here the
-   configured ones count, beta1 and beta2 also for the contrast of their mixed views. Equal at the defaults.
-2. normalise_terms (off by default): the weights of labels are scaled to the sum 1 - l, those of contrast to l. The
-   official sums are 2 (1 - l) and 3 l.
-3. The views run in one forward pass, and one without any weight does not run.
+Source: MUSC future/baseline_trainer.py:98-251; departures from it are 4 and 6 of `kdlab.methods.crosslingual`.
 """
 
 from __future__ import annotations

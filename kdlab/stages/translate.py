@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from kdlab.context import Context
+from kdlab.data.languages import View
 from kdlab.data.passages import sentences
 from kdlab.engine.progress import duration
 from kdlab.errors import DataError
-from kdlab.stages.prepare import read_table, write_table
+from kdlab.stages.prepare import read_table, shared_rows, write_table
 from kdlab.translators import apertium, hf, recorded, rules
 from kdlab.translators.memory import Memory, Remembered, Translate, memory_path
 
@@ -33,18 +34,17 @@ def translate(
     jobs: Sequence[Mapping[str, str]],
     data: Path,
     sets: Path | None = None,
-    max_missing: float,
 ) -> None:
     """Write `{job["write"]}.arrow` for each job: the rows of `{job["read"]}.arrow` that got a translation.
 
     translator: kind, unit (text: as a whole; sentence: sentence by sentence), and what identifies its translations:
         apertium: routes, by "source-target" what `apertium.identity` gives; rules: identity
-        recorded: path, pattern (see `recorded.Recorded`), perhaps codes
-        hf: model and models (by name), or path and pattern of local ones; codes, pivots, beams, max_tokens, precision,
-            batch_size
+        recorded: path, pattern (see `recorded.Recorded`), codes; what pins its files
+        hf: model and models (by name); or path, and of several local ones pattern and models; and codes, pivots, beams,
+            max_tokens, precision, batch_size
     jobs: {"read", "write", "source", "target"}: names of tables, codes of languages. Tables are read from `data`, or
     from `sets`, whichever has them.
-    max_missing: share of a table's rows without translation above which the stage stops.
+    Where more than the share `ctx.requests.max_missing` of a table's rows has no translation, the stage stops.
 
     Ids, labels and further columns are carried along; empty texts and nulls stay as they are. Line ends and runs of
     blanks in a text become single blanks. A row is left out if any part of its texts has no translation.
@@ -54,7 +54,8 @@ def translate(
 
     Facts, also in facts.json: labels (those of `data`); by table written in jobs: rows (read), missing (rows left out);
     units, how many different ones were translated, of which fresh and remembered, and cut (to fit the model); of texts,
-    empty and unchanged (the translation is the text, but for capitals).
+    empty (there was nothing to translate) and unchanged (the translation is the text, but for capitals);
+    shared_with_train: of translated dev and test rows, those that are a training row of that language in `data`.
 
     Raises DataError where too much is missing, and as the translators do.
     """
@@ -64,10 +65,16 @@ def translate(
     for job in jobs:
         folder = data if sets is None or (data / f"{job['read']}.arrow").exists() else sets
         table, counts, first = _translated(read_table(folder, job["read"]), job, ask)
-        _check_missing(job, counts, first, translator["kind"], max_missing)
+        _check_missing(job, counts, first, translator["kind"], ctx.requests.max_missing)
         write_table(ctx, job["write"], table)
         facts[job["write"]] = counts
         warnings += _worth_saying(job, counts, translator)
+        counts["shared_with_train"] = _shared(table, job, data)
+        if counts["shared_with_train"]:
+            warnings.append(
+                f"{counts['shared_with_train']} of {table.num_rows} rows of {job['write']} have the same texts as a "
+                f"training row in {job['target']}"
+            )
     warnings += ask.warnings()
     for line in warnings:
         ctx.warn(line)
@@ -131,10 +138,10 @@ class _Asking:
             return translation.load(model, place=pick_device(self.ctx.hardware), precision=self.translator["precision"])
 
         spec = dict(self.translator)
-        if spec.get("pattern"):
-            spec["path"] = str(Path(spec["path"]) / spec["pattern"])
-        pinned = spec.get("models", {})  # a folder is named by its path, and pinned by its content
-        spec["models"] = {name: {"path": name} if "content" in one else one for name, one in pinned.items()}
+        if spec.get("pattern"):  # local models below one folder
+            root = Path(spec["path"])
+            places = {str(root / name): {"path": str(root / name)} for name in spec["models"]}
+            spec |= {"path": str(root / spec["pattern"]), "models": places}
         return hf.translator(spec, load=load)
 
     @contextmanager
@@ -228,6 +235,13 @@ def _units(text: str, whole: bool) -> list[str]:
 
 def _same(text: str, other: str | None) -> bool:
     return other is not None and " ".join(text.split()).casefold() == " ".join(other.split()).casefold()
+
+
+def _shared(table: pa.Table, job: Mapping[str, str], data: Path) -> int:
+    train = str(View("train", job["target"]))
+    if View.of(job["write"]).split == "train" or not (data / f"{train}.arrow").exists():
+        return 0
+    return shared_rows(table, read_table(data, train))
 
 
 def _check_missing(

@@ -88,7 +88,9 @@ class Recorded:
             if file == self.path and not all(row.source and row.target for row in rows):
                 self._claim(file, source, target)
             for row in rows:
-                if (row.source or names[0], row.target or names[1]) != names or not row.translation:
+                if (row.source or names[0], row.target or names[1]) != names or not (
+                    row.translation and row.translation.strip()
+                ):
                     continue
                 first = known.setdefault(_key(row.text), row.translation)
                 counts.conflicts += _key(first) != _key(row.translation)

@@ -90,7 +90,7 @@ def prepared(root: Path, texts: list[str]) -> Path:
 def translated(root: Path, data: Path, stage: str) -> Told:
     ctx = context(root, stage)
     translator = {"kind": "apertium", "unit": "text", "routes": {"en-es": apertium.identity(["eng-spa"])}}
-    translate(ctx, translator=translator, jobs=[JOB], data=data, max_missing=0.1)
+    translate(ctx, translator=translator, jobs=[JOB], data=data)
     return ctx
 
 
