@@ -21,6 +21,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ def translate(texts: Sequence[str], source: str, target: str) -> list[str | None
         raise DataError(f"there is nothing to translate from {source!r} into itself", where="translator=rules")
     stops = [source, target] if HUB in (source, target) else [source, HUB, target]
     translations: list[str | None] = list(texts)
-    for start, end in zip(stops, stops[1:], strict=False):
+    for start, end in pairwise(stops):
         translations = [None if text is None else _hop(text, start, end, lexicon) for text in translations]
     return translations
 
