@@ -235,6 +235,15 @@ def _views(run: Run, method: Crosslingual) -> Iterator[str]:
         lacking = [view for view in NEEDS.get(mode, ()) if view not in method.views]
         if lacking:
             yield f"{path}={mode}: needs {' and '.join(lacking)} in method.views={_listed(method.views)}"
+    scored = "test" if run.task.splits.test is not None else "dev"
+    alone = set(run.task.languages) <= {run.task.source_language}
+    told = method.inference == "original" or "translated" not in method.views or alone
+    if not told and scored not in asked_languages(run, method):
+        of_train = "; recorded translations are those of train and test" if run.translator.kind == "recorded" else ""
+        yield (
+            f"method.inference={method.inference}: the task has no test, and none of its dev rows is translated"
+            f"{of_train}; name task.splits.test, or take method.inference=original"
+        )
 
 
 def _objective(run: Run, method: Crosslingual) -> Iterator[str]:

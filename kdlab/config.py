@@ -502,7 +502,7 @@ class Translator:
     max_tokens: int = 256  # hf: of a unit and of its translation; longer ones are cut, and counted
     batch_size: int = 32  # hf: units at once
     precision: str = choice("fp32", "fp32", "bf16")  # hf
-    max_missing: float = 0.1  # share of a language's texts without translation at which the stage stops
+    max_missing: float = 0.1  # share of a table's rows without translation above which translating stops
 
 
 @dataclass(kw_only=True)

@@ -280,6 +280,11 @@ WRONG = [
     ("method=musc translator.max_tokens=0", "translator.max_tokens=0:", "1 or more"),
     ("method=musc translator.batch_size=0", "translator.batch_size=0:", "1 or more"),
     ("method=musc translator.max_missing=1.1", "translator.max_missing=1.1:", "between 0 and 1"),
+    (
+        "method=musc task.splits.test=null translator=recorded translator.path=file",
+        "method.inference=both: the task has no test, and none of its dev rows is translated;",
+        "name task.splits.test",
+    ),
     # stages
     (
         "method=musc fresh=[teacher]",
@@ -469,7 +474,7 @@ LABELS = {  # command line -> the stages of its data
         "prepare prepare_sets translate_sets back_sets tokenise tokenise_sets"
     ),
     # no dev: it is cut from training rows, which are the source language's or those of all
-    f"method=musc {LOCAL} task.splits.dev=null task.splits.test=null": "prepare translate_train tokenise",
+    f"method=musc method.inference=original {LOCAL} task.splits.dev=null task.splits.test=null": "prepare translate_train tokenise",
     f"method=supcon {LOCAL} task.splits.dev=null task.splits.test=null method.texts=original": (
         "prepare translate_sets tokenise tokenise_sets"
     ),
@@ -492,7 +497,7 @@ DEMO_RUNS = [
     "method=musc",
     "method=musc method.texts=back_translated method.views=[original,translated,back_translated]",
     "method=zero_shot_xlt method.views=[original] task.splits.test=null",
-    "method=supcon task.splits.dev=null task.splits.test=null",
+    "method=supcon method.inference=original task.splits.dev=null task.splits.test=null",
     "method=translate_test task.languages=[en]",
     "method=ft task.splits.test=null",
     "method=ft task.splits.test=null task.languages=[en]",

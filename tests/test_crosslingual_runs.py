@@ -204,6 +204,30 @@ def test_a_method_of_distillation_is_scored_in_every_language(lab: Lab, tmp_path
     assert {"dev", "test", "es", "fr"} <= set(scores)
 
 
+def test_a_language_without_test_labels_is_told_and_in_no_mean(lab: Lab, tmp_path: Path) -> None:
+    rows = {"good": "yes", "bad": "no", "fine": "yes", "poor": "no"}
+    for language in ("en", "es", "fr"):
+        folder = tmp_path / "data" / language
+        folder.mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            lines = [
+                f"{language} {split} {word} {number},{'' if (language, split) == ('es', 'test') else label}"
+                for number in range(12)
+                for word, label in rows.items()
+            ]
+            (folder / f"{split}.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    line = (
+        f"method=zero_shot_xlt method.views=[original] task=sample/languages task.languages=[en,es,fr] "
+        f"task.source.path={tmp_path / 'data'} task.max_length=32 model=tiny_multilingual tracking=none debug=fast"
+    )
+    done = lab.run(line, outputs=tmp_path / "outputs")
+    assert done.code == 0, done.err
+    result = read(run_folder(tmp_path / "outputs") / "result.json")
+    assert set(result["languages"]["test"]["original"]) == {"en", "fr"}
+    assert "the rows of test.es have no labels" in done.out
+    assert any("test.es have no labels" in warning["text"] for warning in result["warnings"])
+
+
 def test_kill_9_in_training_leaves_no_trace(runs: Runs, lab: Lab, tmp_path: Path) -> None:
     """A run that is killed between two checkpoints and given again ends with the weights of an unbroken one."""
     folder, _ = runs("musc")

@@ -235,6 +235,8 @@ class _Builder:
         own = self.run.translator
         values: dict[str, Any] = {"kind": own.kind, "unit": own.unit}
         if own.kind == "rules":
+            for pair in pairs:
+                rules.translate([], *pair)  # refuses languages that it does not know
             return values | {"identity": rules.identity()}, None
         if own.kind == "recorded":
             assert own.path is not None

@@ -185,9 +185,11 @@ class Asked:
 
     def languages(self, split: str) -> list[str]:
         """Those that have labelled rows of a split, in alphabetical order."""
-        names = {path.stem for task in self.tasks for path in task.folder.glob(f"{split}.*.{ORIGINAL}.arrow")}
-        found = sorted(View.of(name).language for name in names)
-        return [language for language in found if self._table(View(split, language))[1].labelled]
+        return [language for language in self._languages(split) if self._labelled(split, language)]
+
+    def unlabelled(self, split: str) -> list[str]:
+        """Those whose rows of a split have no labels, or not all."""
+        return [language for language in self._languages(split) if not self._labelled(split, language)]
 
     def ask(self, split: str, language: str, views: Sequence[str]) -> Answers:
         """Logits by view, at fp32 without dropout; a view that the whole split lacks is left out.
@@ -209,6 +211,13 @@ class Asked:
                 found[name][[place[int(row)] for row in known]] = self._logits(view)
                 lacking[name] = len(rows) - len(known)
         return Answers(rows, found, lacking)
+
+    def _languages(self, split: str) -> list[str]:
+        names = {path.stem for task in self.tasks for path in task.folder.glob(f"{split}.*.{ORIGINAL}.arrow")}
+        return sorted(View.of(name).language for name in names)
+
+    def _labelled(self, split: str, language: str) -> bool:
+        return self._table(View(split, language))[1].labelled
 
     def _has(self, view: View) -> bool:
         return any((task.folder / f"{view}.arrow").is_file() for task in self.tasks)
@@ -273,6 +282,8 @@ def evaluate_languages(
     fallbacks: dict[str, dict[str, dict[str, int]]] = {}
     for split in ("heldout", "dev", "test"):
         languages = asked.languages(split)
+        for language in asked.unlabelled(split):
+            context.warn(f"the rows of {split}.{language} have no labels: they are not scored, and in no mean")
         of_split: dict[str, dict[str, dict[str, float]]] = {}
         for language in languages:
             answers = asked.ask(split, language, views if split != "heldout" else [ORIGINAL])
