@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from fake_apertium import install
 from kdlab import compose
 from kdlab.catalog import entries
 from kdlab.config import Distillation, LayerFit, Run
@@ -425,12 +426,16 @@ def authors(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_plans(experiment: str, authors: str, lab: Lab, tmp_path: Path) -> None:
+def test_every_experiment_composes_and_plans(
+    experiment: str, authors: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "apertium"  # a plan looks up what of Apertium is installed
+    install(monkeypatch, place, "en-es", "es-en", "es-fr", "fr-es")
     own = authors if experiment in ("cpu/cot", "cot/multiarith") else ""
     done = lab.run(f"-m experiment={experiment} {own}", outputs=tmp_path, verb="plan")
     assert done.code == 0, done.err
     assert "to run" in done.out
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_a_run_that_was_moved_keeps_its_student(runs: Any, tmp_path: Path) -> None:

@@ -474,7 +474,9 @@ LABELS = {  # command line -> the stages of its data
         "prepare prepare_sets translate_sets back_sets tokenise tokenise_sets"
     ),
     # no dev: it is cut from training rows, which are the source language's or those of all
-    f"method=musc method.inference=original {LOCAL} task.splits.dev=null task.splits.test=null": "prepare translate_train tokenise",
+    f"method=musc method.inference=original {LOCAL} task.splits.dev=null task.splits.test=null": (
+        "prepare translate_train tokenise"
+    ),
     f"method=supcon {LOCAL} task.splits.dev=null task.splits.test=null method.texts=original": (
         "prepare translate_sets tokenise tokenise_sets"
     ),
