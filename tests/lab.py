@@ -6,12 +6,14 @@ import io
 import json
 import os
 import shlex
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import yaml
 
 import kdlab
@@ -112,6 +114,21 @@ def families(group: str, name: str) -> set[str]:
 def presets(group: str, family: str) -> list[str]:
     """The options of a group that are for one family."""
     return [name for name, _ in catalog.entries(group) if family in families(group, name)]
+
+
+def once(lab: Lab, words: Callable[[str], str], factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Done]]:
+    """A function that runs the command of each name once: the run's folder and what the command printed."""
+    known: dict[str, tuple[Path, Done]] = {}
+
+    def run(name: str) -> tuple[Path, Done]:
+        if name not in known:
+            outputs = factory.mktemp(name)
+            done = lab.run(words(name), outputs=outputs)
+            assert done.code == 0, done.err
+            known[name] = run_folder(outputs), done
+        return known[name]
+
+    return run
 
 
 def run_folder(outputs: Path) -> Path:

@@ -21,7 +21,7 @@ from kdlab import compose
 from kdlab.catalog import entries
 from kdlab.config import Distillation, LayerFit, Run
 from kdlab.engine import loop
-from lab import CONF, TINY, Done, Lab, points, presets, read, run_folder
+from lab import CONF, TINY, Lab, once, points, presets, read, run_folder
 
 METHODS = presets("method", "distillation")  # of the other families: test_reasoning_runs.py, test_crosslingual_*.py
 EXPERIMENTS = sorted(
@@ -65,17 +65,7 @@ def words(name: str) -> str:
 @pytest.fixture(scope="session")
 def runs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each preset and variant, run once: its folder and what the command printed."""
-    known: dict[str, tuple[Path, Done]] = {}
-
-    def run(name: str) -> tuple[Path, Done]:
-        if name not in known:
-            outputs = tmp_path_factory.mktemp(name)
-            done = lab.run(words(name), outputs=outputs)
-            assert done.code == 0, done.err
-            known[name] = run_folder(outputs), done
-        return known[name]
-
-    return run
+    return once(lab, words, tmp_path_factory)
 
 
 def composed(name: str) -> Run:

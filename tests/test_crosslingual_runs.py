@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from kdlab.data.metrics import score
 from kdlab.engine import checkpoint
-from lab import Done, Lab, points, presets, read, run_folder
+from lab import Done, Lab, once, points, presets, read, run_folder
 from test_contract import score_with_transformers_alone
 
 WORDS = (
@@ -46,17 +46,7 @@ def words(name: str) -> str:
 @pytest.fixture(scope="session")
 def runs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Each case, run once: its folder and what the command printed."""
-    known: dict[str, tuple[Path, Done]] = {}
-
-    def run(name: str) -> tuple[Path, Done]:
-        if name not in known:
-            outputs = tmp_path_factory.mktemp(name)
-            done = lab.run(words(name), outputs=outputs)
-            assert done.code == 0, done.err
-            known[name] = run_folder(outputs), done
-        return known[name]
-
-    return run
+    return once(lab, words, tmp_path_factory)
 
 
 pytestmark = pytest.mark.xdist_group("crosslingual")  # they share what they train

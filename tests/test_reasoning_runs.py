@@ -21,7 +21,7 @@ from cot import DATA, WORDS
 from endpoint_server import Server
 from kdlab.stages import answer as answer_stage
 from kdlab.stages.completions import Row, read_rows
-from lab import Done, Lab, points, read, run_folder
+from lab import Done, Lab, once, points, read, run_folder
 
 EPOCHS = 8  # of three steps
 FIT = f"method.student.epochs={EPOCHS} method.student.lr=1e-2 method.answer.max_tokens=60"
@@ -82,17 +82,7 @@ def _trained(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def runs(lab: Lab, words: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Each preset, run once: its folder and what the command printed."""
-    known: dict[str, tuple[Path, Done]] = {}
-
-    def run(name: str) -> tuple[Path, Done]:
-        if name not in known:
-            outputs = tmp_path_factory.mktemp(name)
-            done = lab.run(words(name), outputs=outputs)
-            assert done.code == 0, done.err
-            known[name] = run_folder(outputs), done
-        return known[name]
-
-    return run
+    return once(lab, words, tmp_path_factory)
 
 
 def artifact(lab: Lab, folder: Path, label: str) -> Path:

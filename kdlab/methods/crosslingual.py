@@ -66,7 +66,7 @@ from kdlab.config import (
 from kdlab.data.languages import BACK, View
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph, Stage, Work
-from kdlab.methods.data import conditions, language_sources, reader
+from kdlab.methods.data import conditions, drawn, language_sources, reader
 from kdlab.methods.distillation import FIT_FIELDS, encoder_problems, machine, processes
 from kdlab.models.architectures import estimate_parameters
 from kdlab.pins import Pins
@@ -143,8 +143,7 @@ class _Builder:
 
     def prepared(self) -> Stage:
         run, task = self.run, self.task
-        few, imbalance, noise = task.few, task.imbalance, task.noise
-        seed = run.seed if few.seed is None else few.seed
+        few_seed = run.seed if task.few.seed is None else task.few.seed
         return Stage(
             "kdlab.stages.languages:prepare_languages",
             "prepare",
@@ -157,13 +156,7 @@ class _Builder:
                 "labels": task.labels,
                 "label_names": task.label_names,
                 "kind": task.kind,
-                "heldout": task.heldout if run.select_on == "heldout" else 0.0,
-                "few": None if few.examples is None else {"examples": few.examples, "balanced": few.balanced},
-                "imbalance": None if imbalance.ratio == 1 else asdict(imbalance),
-                "noise": {"rate": noise.rate, "seed": noise.seed} if noise.rate > 0 else None,
-                "dev_limit": task.dev_limit,
-                "rows": run.debug.rows,
-                "seed": 0 if few.examples is None else seed,
+                **drawn(run, task, few_seed=few_seed),
             },
             places={} if self.place is None else {"source": self.place},
             notes=(f"languages: {', '.join(task.languages)}; labels from {self.source_language}", *conditions(task)),

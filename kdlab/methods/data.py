@@ -92,7 +92,6 @@ def _prepared(
 ) -> Stage:
     """dev: whether the rows of dev are wanted too."""
     source = pins.source(task.source, "task" if dev else "supplement")
-    few, imbalance, noise = task.few, task.imbalance, task.noise
     return Stage(
         "kdlab.stages.prepare:prepare",
         label,
@@ -103,17 +102,25 @@ def _prepared(
             "label": task.label,
             "labels": task.labels,
             "kind": task.kind,
-            "heldout": task.heldout if run.select_on == "heldout" else 0.0,
-            "few": None if few.examples is None else {"examples": few.examples, "balanced": few.balanced},
-            "imbalance": None if imbalance.ratio == 1 else asdict(imbalance),
-            "noise": {"rate": noise.rate, "seed": noise.seed} if noise.rate > 0 and noisy else None,
-            "dev_limit": task.dev_limit,
-            "rows": run.debug.rows,
-            "seed": 0 if few.examples is None else few_seed,
+            **drawn(run, task, few_seed=few_seed, noisy=noisy),
         },
         places={} if source.place is None else {"source": source.place},
         notes=notes,
     )
+
+
+def drawn(run: Run, task: Task, *, few_seed: int, noisy: bool = True) -> dict[str, Any]:
+    """Which rows are trained on and scored, and with which labels, as `prepare` takes it; what is off, at None."""
+    few, imbalance, noise = task.few, task.imbalance, task.noise
+    return {
+        "heldout": task.heldout if run.select_on == "heldout" else 0.0,
+        "few": None if few.examples is None else {"examples": few.examples, "balanced": few.balanced},
+        "imbalance": None if imbalance.ratio == 1 else asdict(imbalance),
+        "noise": {"rate": noise.rate, "seed": noise.seed} if noise.rate > 0 and noisy else None,
+        "dev_limit": task.dev_limit,
+        "rows": run.debug.rows,
+        "seed": 0 if few.examples is None else few_seed,
+    }
 
 
 def _sets(run: Run, pins: Pins, prepared: Stage) -> Stage:
