@@ -292,12 +292,11 @@ def evaluate_languages(
                 of_split.setdefault(mode, {})[language] = both.scores(mode, tasks[0].metrics)
             _write_predictions(context.out / f"predictions-{split}.{language}.jsonl", answers, both, names)
             fallbacks.setdefault(split, {})[language] = dict(answers.lacking)
-            for view, count in answers.lacking.items():
-                if count:
-                    context.warn(
-                        f"{count} of {len(answers.rows)} rows of {split}.{language} have no {view} text: "
-                        "their original text answers"
-                    )
+        for view in views:
+            without = {language: lacking.get(view) for language, lacking in fallbacks.get(split, {}).items()}
+            counts = ", ".join(f"{language} {count}" for language, count in without.items() if count)
+            if counts:
+                context.warn(f"rows of {split} without a {view} text, which their original text answers: {counts}")
         # the source language stands in every mode; one that another language lacks has no mean
         complete = {mode: found for mode, found in of_split.items() if len(found) == len(languages)}
         if complete:
