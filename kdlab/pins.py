@@ -68,6 +68,8 @@ class Pins:
         own = {run.model.teacher.id, run.model.student.id, run.task.source.hub, run.rationales.model}
         if run.supplement is not None:
             own.add(run.supplement.source.hub)
+        for stage in graph:
+            own |= set(stage.values.get("translator", {}).get("models", {}))
         notes = [pinned.note for (_, name, _), pinned in self.known.items() if pinned.note and name in own]
         if notes and not all(stage.pinned for stage in graph):
             raise HubError(

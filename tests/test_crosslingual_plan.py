@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdlab import compose, methods
 from kdlab.config import Run
-from kdlab.errors import DataError
-from kdlab.graph import Graph, Stage
+from kdlab.errors import DataError, HubError
+from kdlab.graph import UNPINNED, Graph, Stage
 from kdlab.pins import Pins
 
 WORDS = "task=demo/sentiment_xx model=tiny_multilingual translator=rules tracking=none"
@@ -157,6 +158,33 @@ def test_recorded_translations_are_pinned_by_their_content(tmp_path: Path, monke
     (tmp_path / "es-en.jsonl").write_text('{"source": "a", "target": "c"}\n')
     assert stages()["translate_train"].fingerprint == first["translate_train"].fingerprint
     assert stages()["translate_sets"].fingerprint != first["translate_sets"].fingerprint
+
+
+def test_models_on_the_hub_and_in_a_folder_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def values(model: str) -> dict[str, Any]:
+        words = ["method=translate_train", "task.languages=[en,es]", "translator=hf", f'translator.model="{model}"']
+        (job,) = compose.jobs([*shlex.split(WORDS.replace("translator=rules", "")), *words]).jobs
+        graph = {found.label: found for found in methods.plan(job.run, Pins())}
+        return dict(graph["translate_train"].values["translator"])
+
+    pair = values("Helsinki-NLP/opus-mt-{source}-{target}")
+    assert pair["models"] == {"Helsinki-NLP/opus-mt-en-es": {"id": "Helsinki-NLP/opus-mt-en-es", "revision": UNPINNED}}
+    assert values("facebook/m2m100_418M")["models"]["facebook/m2m100_418M"]["id"] == "facebook/m2m100_418M"
+    (job,) = compose.jobs(shlex.split(f"{WORDS.replace('translator=rules', '')} method=musc translator=m2m100")).jobs
+    pins = Pins()
+    with pytest.raises(HubError, match=r"model facebook/m2m100_418M: offline, and not in the local cache"):
+        pins.require(job.run, methods.plan(job.run, pins))
+    for name in ("en-es", "es-en"):
+        (tmp_path / "mine" / f"opus-{name}").mkdir(parents=True)
+        (tmp_path / "mine" / f"opus-{name}" / "config.json").write_text('{"model_type": "marian"}')
+    local = values("mine/opus-{source}-{target}")
+    assert local["pattern"] == "opus-{source}-{target}" and set(local["models"]) == {"opus-en-es"}
+    assert set(local["models"]["opus-en-es"]) == {"content"} and str(tmp_path) not in str(local)
+    assert values("mine/opus-en-es")["pattern"] is None
 
 
 def test_a_missing_folder_of_translations_is_told(tmp_path: Path) -> None:

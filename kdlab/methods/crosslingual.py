@@ -251,8 +251,8 @@ class _Builder:
         assert own.model is not None
         values |= {"codes": own.codes, "pivots": own.pivots, "beams": own.beams, "max_tokens": own.max_tokens}
         values |= {"precision": own.precision, "batch_size": own.batch_size}
-        folder, pattern = _rooted(own.model)
-        if Path(folder).expanduser().is_dir() or Path(folder).is_absolute() or folder.startswith((".", "~")):
+        if _is_local(own.model):
+            folder, pattern = _rooted(own.model)
             if pattern is None:
                 pinned = self.pins.local(folder, where="translator.model")
                 return values | pinned.values | {"pattern": None}, pinned.place
@@ -395,6 +395,13 @@ def _job(split: str, language: str, read: str | None, write: str, source: str, t
     """read: the form of the table that is translated; None: as the rows are."""
     table = View(split, language) if read is None else View(split, language, read)
     return {"read": str(table), "write": str(View(split, language, write)), "source": source, "target": target}
+
+
+def _is_local(model: str) -> bool:
+    """Whether a translator's model is a folder here: it is written as a path, or one is above {source} and {target}."""
+    place = Path(model).expanduser()
+    above = [part for part in place.parts if "{" not in part]
+    return place.is_absolute() or model.startswith(".") or (bool(above) and Path(*above).is_dir())
 
 
 def _rooted(path: str) -> tuple[str, str | None]:
