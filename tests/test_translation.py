@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import sentencepiece
 import torch
@@ -42,6 +43,7 @@ import kdlab
 from kdlab.errors import HubError, ModelError
 from kdlab.models.translation import TranslationModel, load
 from kdlab.translators import hf
+from lab import Lab, read, run_folder
 
 CPU = torch.device("cpu")
 WORDS = {  # en: es, fr; "um" alone is left unsaid
@@ -283,6 +285,37 @@ def test_a_taught_model_translates(kind: str, beams: int, taught: Mapping[str, P
         assert ask(model, TEXTS, language, beams=beams, batch_size=1) == right
         assert ask(model, TEXTS[::-1], language, beams=beams, batch_size=100) == right[::-1]
     assert model.generate([], source_code=OWN[kind], target_code=CODES[kind][0], **SETTINGS) == []
+
+
+@pytest.mark.parametrize("kind", ["m2m_100", "nllb"])
+def test_a_whole_run_trains_on_what_a_model_writes(
+    kind: str, taught: Mapping[str, Path], lab: Lab, tmp_path: Path
+) -> None:
+    texts = list(dict.fromkeys(sentences(120)))
+    rows = {"train": texts[:40], "validation": texts[40:50], "test": texts[50:60]}
+    for language in ("en", "es"):
+        (tmp_path / "data" / language).mkdir(parents=True)
+        for split, found in rows.items():
+            lines = [
+                f"{text if language == 'en' else expected(text, 'es')} ,{number % 2}"
+                for number, text in enumerate(found)
+            ]
+            (tmp_path / "data" / language / f"{split}.csv").write_text("\n".join(["text,label", *lines]))
+    line = (
+        f"method=translate_train method.views=[original] task=sample/languages task.source.path={tmp_path / 'data'} "
+        f"task.max_length=32 model=tiny_multilingual debug=fast tracking=none translator=hf translator.beams=2 "
+        f"translator.model={taught[kind]} translator.max_tokens=20"
+    )
+    done = lab.run(line, outputs=tmp_path / "outputs")
+    assert done.code == 0, done.err
+    result = read(run_folder(tmp_path / "outputs") / "result.json")
+    folder = lab.store / result["artifacts"]["translate_train"]
+    with pa.memory_map(str(folder / "train.en.es.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    wanted = {row: expected(text, "es") for row, text in enumerate(rows["train"]) if text != FILLER}
+    assert dict(zip(table["id"].to_pylist(), table["text_a"].to_pylist(), strict=True)) == wanted
+    assert result["translations"]["train.en.es"]["missing"] == len(rows["train"]) - len(wanted)
+    assert str(taught[kind]) not in (folder / "manifest.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", CODES)
