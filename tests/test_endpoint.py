@@ -575,13 +575,14 @@ def test_tries_that_may_have_been_billed_count() -> None:
 # kills
 
 CHILD = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
 from kdlab.config import Budget
 from kdlab.rationales.completion import Request
 from kdlab.rationales.endpoint import Endpoint
 from kdlab.rationales.journal import Journal, Journaled
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 url, path, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 writer = Endpoint(
     base_url=url, model="teacher", api="completions", max_tokens=20, temperature=0.7, stop=["END"], concurrency=4,
