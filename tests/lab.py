@@ -17,7 +17,9 @@ import pytest
 import yaml
 
 import kdlab
-from kdlab import catalog, cli
+from kdlab import catalog, cli, compose
+from kdlab.config import Run
+from kdlab.errors import ConfigError
 
 CONF = Path(kdlab.__file__).parent.parent / "conf"
 TINY = "task=demo/nli model=tiny debug=fast task.max_length=32 tracking=none hardware.threads=1"
@@ -114,6 +116,19 @@ def families(group: str, name: str) -> set[str]:
 def presets(group: str, family: str) -> list[str]:
     """The options of a group that are for one family."""
     return [name for name, _ in catalog.entries(group) if family in families(group, name)]
+
+
+def composed(line: str) -> Run:
+    """The one run of a command line, without the verb."""
+    (job,) = compose.jobs(shlex.split(line)).jobs
+    return job.run
+
+
+def problems(line: str) -> list[str]:
+    """What is wrong with a command line that can't be composed."""
+    with pytest.raises(ConfigError) as caught:
+        composed(line)
+    return caught.value.problems
 
 
 def once(lab: Lab, words: Callable[[str], str], factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Done]]:

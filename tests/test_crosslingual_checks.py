@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kdlab import catalog, checks, checks_crosslingual, compose, methods
-from kdlab.config import Crosslingual, Run
-from kdlab.errors import ConfigError
+from kdlab.config import Crosslingual
 from kdlab.pins import Pins
+from lab import composed, problems
 
 TWEETS = "task=multilingual/tweet_sentiment"
 ALL = "[en,ar,de,es,fr,hi,it,pt]"
@@ -20,17 +20,6 @@ LOCAL = "task=sample/languages task.source.path=folder task.labels=[bad,good]"
 ALONE = "method.languages=[en] method.views=[original] method.inference=original"
 FT = f"method=ft model=e5_small {TWEETS}"
 GLUE = "method=kd task=glue/rte"
-
-
-def composed(line: str) -> Run:
-    (job,) = compose.jobs(shlex.split(line)).jobs
-    return job.run
-
-
-def problems(line: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        composed(line)
-    return caught.value.problems
 
 
 # command line, how the only problem begins, words that it must hold

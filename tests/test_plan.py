@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from kdlab import compose, methods
-from kdlab.config import Distillation, Run
+from kdlab import methods
+from kdlab.config import Distillation
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph
 from kdlab.models.architectures import longest_input
 from kdlab.pins import Pins
-from lab import PAIR, TINY, Lab
+from lab import PAIR, TINY, Lab, composed
 
 DEMO = f"task=demo/nli {PAIR}"
 LABELS = ["entailment", "neutral", "contradiction"]
@@ -28,11 +28,6 @@ BERT = {
     "intermediate_size": 64,
     "vocab_size": 100,
 }
-
-
-def composed(line: str) -> Run:
-    (job,) = compose.jobs(shlex.split(line)).jobs
-    return job.run
 
 
 def planned(line: str) -> Graph:

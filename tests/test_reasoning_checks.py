@@ -7,24 +7,13 @@ import shlex
 import pytest
 
 from kdlab import checks, compose
-from kdlab.config import Reasoning, Run
-from kdlab.errors import ConfigError
+from kdlab.config import Reasoning
+from lab import composed, problems
 
 ARCHIVE = "task=reasoning/multiarith task.source.path=folder"
 GPT2 = "model=gpt2"
 REMOTE = "model=openai_babbage"
 ASKED = "rationales=openai rationales.model=gpt-4o-mini"
-
-
-def composed(line: str) -> Run:
-    (job,) = compose.jobs(shlex.split(line)).jobs
-    return job.run
-
-
-def problems(line: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        composed(line)
-    return caught.value.problems
 
 
 # command line, words that the only problem must hold

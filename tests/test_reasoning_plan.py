@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 
 from cot import DATA, WORDS
-from kdlab import compose, methods
+from kdlab import methods
 from kdlab.artifacts import Store, checksum, write_json
-from kdlab.config import Run
 from kdlab.data.prompts import EMBEDDED
 from kdlab.errors import ConfigError, DataError
 from kdlab.graph import Graph, Stage
 from kdlab.pins import Pins
-from lab import Lab
+from lab import Lab, composed
 
 BASE = f"method=ft_cot {WORDS}"
 ASKED = "rationales=openai rationales.model=gpt-4o-mini"
@@ -37,11 +36,6 @@ LLAMA = {
 @pytest.fixture(autouse=True)
 def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
-def composed(line: str) -> Run:
-    (job,) = compose.jobs(shlex.split(line)).jobs
-    return job.run
 
 
 def planned(line: str) -> Graph:

@@ -67,7 +67,7 @@ from kdlab.data.languages import BACK, View
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph, Stage, Work
 from kdlab.methods.data import conditions, drawn, language_sources, reader
-from kdlab.methods.distillation import FIT_FIELDS, encoder_problems, machine, processes
+from kdlab.methods.distillation import FIT_FIELDS, encoder_problems, measured, processes
 from kdlab.models.architectures import estimate_parameters
 from kdlab.pins import Pins
 from kdlab.translators import apertium, hf, rules
@@ -122,7 +122,7 @@ class _Builder:
             "data": data,
             "student": student,
             "student_scores": self.scored(student, data, tokenised),
-            "student_figures": self.measured(student, data),
+            "student_figures": measured(self.run, "student", student, data),
         }
         optional = {
             "sets": tokenised,
@@ -379,15 +379,6 @@ class _Builder:
                 "pad_to_max": self.task.pad_to_max,
             },
             inputs={"model": student, "data": data, **({} if sets is None else {"sets": sets})},
-        )
-
-    def measured(self, student: Stage, data: Stage) -> Stage:
-        return Stage(
-            "kdlab.stages.evaluate:measure",
-            "measure_student",
-            values={"machine": machine(self.run.hardware)},
-            inputs={"model": student, "data": data},
-            of_machine=True,
         )
 
 

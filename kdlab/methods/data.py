@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from kdlab.config import Distillation, Evaluation, Noise, Passages, Run, Source, Splits, Task
+from kdlab.config import Distillation, Evaluation, Noise, Passages, Run, Splits, Task
 from kdlab.graph import Stage
 from kdlab.pins import Pinned, Pins
 
@@ -248,59 +248,48 @@ def in_source_language(task: Task) -> Task:
     """A task in several languages as one in its source language, with the others as further sets, by their codes."""
     if not task.languages:
         return task
-    own = task.source
-
-    def source(language: str) -> Source:
-        return replace(
-            own,
-            config=filled(own.config, task, language),
-            data_dir=filled(own.data_dir, task, language),
-            language=language if own.demo is not None else None,
-        )
-
-    def splits(language: str) -> Splits:
-        train = filled(task.splits.train, task, language) or task.splits.train
-        return Splits(
-            train=train,
-            dev=filled(task.splits.dev, task, language),
-            test=filled(task.splits.test, task, language),
-        )
-
+    demo = task.source.demo is not None
     further = {}
     for language in task.languages:
-        there, split = source(language), splits(language).test or splits(language).dev
+        there = in_language(task, language)
+        split = there["splits"]["test"] or there["splits"]["dev"]
         if language != task.source_language and split is not None:
             further[language] = Evaluation(
-                split=split, config=there.config, data_dir=there.data_dir, language=there.language
+                split=split,
+                config=there["config"],
+                data_dir=there["data_dir"],
+                language=language if demo else None,
             )
-    return replace(
-        task,
-        source=source(task.source_language),
-        splits=splits(task.source_language),
-        evaluations={**task.evaluations, **further},
-        languages=[],
+    own = in_language(task, task.source_language)
+    source = replace(
+        task.source,
+        config=own["config"],
+        data_dir=own["data_dir"],
+        language=task.source_language if demo else None,
     )
+    sets = {**task.evaluations, **further}
+    return replace(task, source=source, splits=Splits(**own["splits"]), evaluations=sets, languages=[])
 
 
-def filled(template: str | None, task: Task, language: str) -> str | None:
-    """`{language}` replaced by what the task's source calls the language."""
-    return template and template.replace("{language}", task.language_names.get(language, language))
+def in_language(task: Task, language: str) -> dict[str, Any]:
+    """{"config", "data_dir", "splits"} of one language: `{language}` is replaced by what the source calls it."""
+
+    def filled(template: str | None) -> str | None:
+        return template and template.replace("{language}", task.language_names.get(language, language))
+
+    return {
+        "config": filled(task.source.config),
+        "data_dir": filled(task.source.data_dir),
+        "splits": {name: filled(split) for name, split in asdict(task.splits).items()},
+    }
 
 
 def language_sources(run: Run, pins: Pins) -> tuple[dict[str, Any], str | None]:
     """({"source", "languages"} of a task in several languages, and where it lies if it is local).
 
-    languages: by code {"config", "data_dir", "splits"}, in which `{language}` is what the source calls the language.
+    languages: by code what `in_language` gives.
     """
     task = run.task
-    source, own = pins.source(task.source), task.source
-    languages = {
-        language: {
-            "config": filled(own.config, task, language),
-            "data_dir": filled(own.data_dir, task, language),
-            "splits": {name: filled(split, task, language) for name, split in asdict(task.splits).items()},
-        }
-        for language in task.languages
-    }
-    values = {**source.values, "columns": own.columns}
-    return {"source": values, "languages": languages}, source.place
+    source = pins.source(task.source)
+    languages = {language: in_language(task, language) for language in task.languages}
+    return {"source": {**source.values, "columns": task.source.columns}, "languages": languages}, source.place

@@ -261,22 +261,13 @@ class _Builder:
             inputs={"model": model, "data": data, **sets},
         )
 
-    def measured(self, side: str, model: Stage) -> Stage:
-        return Stage(
-            "kdlab.stages.evaluate:measure",
-            f"measure_{side}",
-            values={"machine": machine(self.run.hardware)},
-            inputs={"model": model, "data": self.data.student},
-            of_machine=True,
-        )
-
     def graph(self, student: Stage, teacher: Stage | None = None) -> Graph:
         """The targets: the student and what result.json tells of it and of its teacher."""
         targets = {
             "data": self.data.student,
             "student": student,
             "student_scores": self.scored("student", student),
-            "student_figures": self.measured("student", student),
+            "student_figures": measured(self.run, "student", student, self.data.student),
         }
         if self.data.sets is not None:
             targets["sets"] = self.data.sets
@@ -284,7 +275,7 @@ class _Builder:
             targets |= {
                 "teacher": teacher,
                 "teacher_scores": self.scored("teacher", teacher),
-                "teacher_figures": self.measured("teacher", teacher),
+                "teacher_figures": measured(self.run, "teacher", teacher, self.data.student),
             }
         return Graph.of(targets)
 
@@ -508,6 +499,17 @@ def _label_problems(run: Run, side: str, config: dict[str, Any]) -> list[str]:
 
 def _listed(values: list[Any]) -> str:
     return ", ".join(str(value) for value in values)
+
+
+def measured(run: Run, side: str, model: Stage, data: Stage) -> Stage:
+    """Size and speed of an encoder. side: "teacher" or "student"."""
+    return Stage(
+        "kdlab.stages.evaluate:measure",
+        f"measure_{side}",
+        values={"machine": machine(run.hardware)},
+        inputs={"model": model, "data": data},
+        of_machine=True,
+    )
 
 
 def machine(hardware: Hardware) -> dict[str, Any]:

@@ -221,8 +221,9 @@ class Tapped(nn.Module):
 def _by_part(values: Tensor, ratios: Sequence[float | None], mixed: Callable[[Tensor, float], Tensor]) -> Tensor:
     """`values` [B, ...] with each of its equal parts mixed by its ratio; None leaves a part as it is."""
     assert len(values) % len(ratios) == 0, f"{len(values)} rows in {len(ratios)} parts"
-    parts = zip(values.chunk(len(ratios)), ratios, strict=True)
-    return torch.cat([part if ratio is None else mixed(part, ratio) for part, ratio in parts])
+    pairs = zip(values.chunk(len(ratios)), ratios, strict=True)
+    parts = [part if ratio is None else mixed(part, ratio) for part, ratio in pairs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _needs(name: str) -> tuple[str, ...]:

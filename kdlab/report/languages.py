@@ -21,6 +21,7 @@ from kdlab.report.summary import (
     hundredfold,
     marks,
     metric_name,
+    over_seeds,
     split_of,
     titled,
     told_marks,
@@ -140,7 +141,7 @@ def comparison_table(results: Sequence[Result]) -> Table:
         rows += [(f"{label}{suffix}", runs) for label, runs in by_method(group).items()]
     columns = {"": [label for label, _ in rows]}
     columns["inference"] = [", ".join(dict.fromkeys(one["inference"]["mode"] for one in runs)) for _, runs in rows]
-    columns["score"] = [f"{_spread(runs, None, 'all')}{''.join(marks(runs))}" for _, runs in rows]
+    columns["score"] = [f"{over_seeds(_means(runs, None, 'all'))}{''.join(marks(runs))}" for _, runs in rows]
     for mode in MODES:
         columns[SHORT.get(mode, mode)] = [hundredfold(_average(_means(runs, mode, "all"))) for _, runs in rows]
     columns["without\nsource"] = [hundredfold(_average(_means(runs, None, "without_source"))) for _, runs in rows]
@@ -180,12 +181,6 @@ def _means(runs: Sequence[Result], mode: str | None, group: str) -> list[float]:
 
 def _average(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _spread(runs: Sequence[Result], mode: str | None, group: str) -> str:
-    values = _means(runs, mode, group)
-    shown = hundredfold(_average(values))
-    return f"{shown} ± {hundredfold(statistics.stdev(values))}" if len(values) > 1 else shown
 
 
 def tables(result: Result) -> tuple[str, list[str], list[list[Any]]]:

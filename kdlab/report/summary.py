@@ -178,15 +178,19 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 def _score(runs: Sequence[Result], role: str) -> str:
     """The selected score; its deviation over seeds, or of a single run its interval; and its marks."""
     known = [score for one in runs if (score := _selected(one, role)) is not None]
-    shown = hundredfold(statistics.fmean(known) if known else None)
-    if len(known) > 1:
-        shown += f" ± {hundredfold(statistics.stdev(known))}"
+    shown = over_seeds(known)
     if role != "student":
         return shown
     interval = _interval(runs[0], split_of(runs[0]), runs[0]["metric"])
     if len(runs) == 1 and interval is not None:
         shown += f" ({spread(interval)})"
     return shown + "".join(marks(runs))
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """The mean, and of several values their deviation; "-" of none."""
+    shown = hundredfold(statistics.fmean(values) if values else None)
+    return f"{shown} ± {hundredfold(statistics.stdev(values))}" if len(values) > 1 else shown
 
 
 def marks(results: Sequence[Result]) -> dict[str, str]:

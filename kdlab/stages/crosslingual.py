@@ -28,11 +28,8 @@ from kdlab.stages.encoder import TaskData, fit_model, follower, new_model, predi
 from kdlab.stages.pair_steps import PairStep
 
 Array = np.ndarray[Any, Any]
-PLAIN: Mapping[str, Any] = {
-    "view": ORIGINAL,
-    "ensemble": "probabilities",
-    "share": 0.5,
-}  # how a split is asked that chooses nothing
+# how a split is asked that chooses nothing
+PLAIN: Mapping[str, Any] = {"view": ORIGINAL, "ensemble": "probabilities", "share": 0.5}
 
 
 def finetune_pairs(
@@ -71,8 +68,7 @@ def finetune_pairs(
     contrast = objective["contrast"]
     if contrast["weight"]:
         width = student.model.config.hidden_size
-        head = ProjectionHead(width, contrast["size"], kind=contrast["head"], seed=seed)
-        student = Tapped(student.model, head=model["head"], contrast=head)
+        student.contrast = ProjectionHead(width, contrast["size"], kind=contrast["head"], seed=seed)
     step = PairStep(objective, paired=texts == "translated")
     world = device.World.current()
 
@@ -196,19 +192,19 @@ class Asked:
 
         The source language has one view, its text as it is, which stands for all.
         """
-        rows = self._table(View(split, language))[1]
-        original = self._logits(View(split, language))
+        rows, original = self._answered(View(split, language))
         found, lacking = {ORIGINAL: original}, {}
         place = {int(row): number for number, row in enumerate(rows.ids)}
         for name in views:
-            form = BACK if name == "back_translated" else self.source_language
-            view = View(split, language, form)
-            if name != ORIGINAL and language == self.source_language:
+            if name == ORIGINAL:
+                continue
+            view = View(split, language, BACK if name == "back_translated" else self.source_language)
+            if language == self.source_language:
                 found[name] = original
-            elif name != ORIGINAL and self._has(view):
-                known = self._table(view)[1].ids
+            elif self._folder(view) is not None:
+                known, logits = self._answered(view)
                 found[name] = original.copy()
-                found[name][[place[int(row)] for row in known]] = self._logits(view)
+                found[name][[place[int(row)] for row in known.ids]] = logits
                 lacking[name] = len(rows) - len(known)
         return Answers(rows, found, lacking)
 
@@ -217,18 +213,20 @@ class Asked:
         return sorted(View.of(name).language for name in names)
 
     def _labelled(self, split: str, language: str) -> bool:
-        return self._table(View(split, language))[1].labelled
+        task = self._folder(View(split, language))
+        assert task is not None, (split, language)
+        return task.split(str(View(split, language))).labelled
 
-    def _has(self, view: View) -> bool:
-        return any((task.folder / f"{view}.arrow").is_file() for task in self.tasks)
+    def _folder(self, view: View) -> TaskData | None:
+        """Where the table of a view is, if there is one."""
+        return next((task for task in self.tasks if (task.folder / f"{view}.arrow").is_file()), None)
 
-    def _table(self, view: View) -> tuple[TaskData, EncodedSplit]:
-        task = next(task for task in self.tasks if (task.folder / f"{view}.arrow").is_file())
-        return task, task.split(str(view))
-
-    def _logits(self, view: View) -> Array:
-        task, split = self._table(view)
-        return predict(self.model, task, split, batch_size=self.batch_size, pad_to_max=self.pad_to_max)
+    def _answered(self, view: View) -> tuple[EncodedSplit, Array]:
+        """The rows of a view, and their logits [N, C]."""
+        task = self._folder(view)
+        assert task is not None, view
+        rows = task.split(str(view))
+        return rows, predict(self.model, task, rows, batch_size=self.batch_size, pad_to_max=self.pad_to_max)
 
 
 def modes(views: Mapping[str, Array], *, ensemble: str, share: float) -> dict[str, Array]:
