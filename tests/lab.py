@@ -20,6 +20,7 @@ import kdlab
 from kdlab import catalog, cli, compose
 from kdlab.config import Run
 from kdlab.errors import ConfigError
+from kdlab.verbs import plan as planning
 
 CONF = Path(kdlab.__file__).parent.parent / "conf"
 TINY = "task=demo/nli model=tiny debug=fast task.max_length=32 tracking=none hardware.threads=1"
@@ -57,7 +58,7 @@ class Lab:
         """One command; what earlier ones have pinned is forgotten, as in a new process."""
         out, err = io.StringIO(), io.StringIO()
         with (
-            mock.patch.object(cli, "_PINS", None),
+            mock.patch.object(planning, "_PINS", None),
             mock.patch.dict(os.environ, COLUMNS="240"),
             redirect_stdout(out),
             redirect_stderr(err),
