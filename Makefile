@@ -24,7 +24,7 @@ $(INSTALLED): requirements.lock pyproject.toml setup.py
 		$(BIN)/pip install --quiet --requirement requirements.lock && \
 		$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .; \
 	else \
-		$(BIN)/pip install --quiet --editable '.[dev]'; \
+		$(BIN)/pip install --quiet --editable '.[dev,dashboards,launchers,onnx,tune]'; \
 	fi
 	@touch $@
 

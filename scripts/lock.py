@@ -1,4 +1,4 @@
-"""Write requirements.lock: what a fresh environment gets from the ranges in pyproject.toml, `dev` included.
+"""Write requirements.lock: what a fresh environment gets from the ranges in pyproject.toml, all extras included.
 
 torch is held at TORCH and installed first, so that pip takes a CPU build where it knows of one.
 """
@@ -25,7 +25,8 @@ HEAD = """\
 def main() -> None:
     described = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     project, build = described["project"], described["build-system"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"], *build["requires"]]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    wanted = [*project["dependencies"], *extras, *build["requires"]]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [f"{folder}/bin/pip", "--quiet"]

@@ -1,0 +1,187 @@
+"""Runs as they lie in their folders: what every verb that looks back starts from.
+
+    records, left_out = collect(["outputs/sweeps/my-sweep", "outputs/runs/cr_ild-*"])
+
+Only run.json and result.json are read at once; what is large is read when it is asked for.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import StoreError
+
+AGAIN = "give the run's command again; it goes on where it stopped"
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One run: finished, failed, or neither yet."""
+
+    folder: Path
+    told: dict[str, Any]  # run.json
+    result: dict[str, Any] | None  # result.json; None: the run has not finished
+    failure: str | None  # failure.txt
+
+    @classmethod
+    def open(cls, folder: Path) -> Record:
+        """Raises StoreError if the folder is not that of a run, or a file of it can't be read."""
+        if not (folder / "run.json").is_file():
+            raise StoreError(
+                "not the folder of a run: it has no run.json",
+                where=str(folder),
+                fix="give folders such as outputs/runs/NAME, outputs/sweeps/NAME or outputs/sweeps/NAME/JOB",
+            )
+        told = read_json(folder / "run.json")
+        if not {"config", "overrides", "run_id"} <= set(told):
+            raise StoreError("this run was written by another kdlab", where=str(folder / "run.json"), fix=AGAIN)
+        result = read_json(folder / "result.json") if (folder / "result.json").is_file() else None
+        failure = folder / "failure.txt"
+        reason = failure.read_text(encoding="utf-8").strip() if failure.is_file() else None
+        return cls(folder, told, result, reason)
+
+    @property
+    def state(self) -> str:
+        """finished, failed (and not finished since), or unfinished."""
+        return "finished" if self.result is not None else "failed" if self.failure else "unfinished"
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.told["config"])
+
+    @property
+    def family(self) -> str:
+        return str(self.told["config"]["method"]["family"])
+
+    @property
+    def method(self) -> str:
+        return str(self.told["config"]["method"]["name"])
+
+    @property
+    def task(self) -> str:
+        return str(self.told["config"]["task"]["name"])
+
+    @property
+    def model(self) -> str:
+        return str(self.told["config"]["model"]["name"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.told["config"]["seed"])
+
+    @property
+    def command(self) -> str:
+        """What was typed to get this run; of a sweep's job, what it comes to alone."""
+        return shlex.join(["kdlab", "train", *self.told["overrides"]])
+
+    @property
+    def finished(self) -> dict[str, Any]:
+        """result.json; raises StoreError if there is none."""
+        if self.result is None:
+            why = f": {self.failure}" if self.failure else ": it has no result.json"
+            raise StoreError(f"the run has not finished{why}", where=str(self.folder), fix=AGAIN)
+        return self.result
+
+    @cached_property
+    def graph(self) -> list[dict[str, Any]]:
+        """graph.json: its stages as `Graph.describe` tells them; empty where there is none."""
+        path = self.folder / "graph.json"
+        found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+        return found
+
+    @cached_property
+    def points(self) -> list[dict[str, Any]]:
+        """metrics.jsonl: the points of training, in order; a line that was cut short is left out."""
+        path = self.folder / "metrics.jsonl"
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def store(self, given: str | Path | None = None) -> Path:
+        """The folder of the artifacts: the given one, the one the run names, or the one beside its runs/ or sweeps/."""
+        if given is not None:
+            return Path(given)
+        named = Path(self.told["config"]["store"])
+        if named.is_dir():
+            return named
+        near = [folder / named.name for folder in self.folder.resolve().parents[:3]]
+        return next((folder for folder in near if folder.is_dir()), named)
+
+    def artifact(self, label: str, store: str | Path | None = None) -> Path | None:
+        """The folder of what the stage of that label left, or None: no such stage, or the store no longer has it."""
+        name = (self.result or {}).get("artifacts", {}).get(label)
+        name = name or next((stage["artifact"] for stage in self.graph if stage["label"] == label), None)
+        if name is None:
+            return None
+        folder = self.store(store) / name
+        return folder if folder.is_dir() else None
+
+
+def collect(paths: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
+    """(the runs below the given folders or patterns, each once, in order; what was left out, and why).
+
+    A folder is that of a run, or has runs below it: of a sweep, of several sweeps, or a whole outputs/. Raises
+    StoreError if one has none, or there is none of that name.
+    """
+    records: dict[Path, Record] = {}
+    left_out = []
+    for given in paths:
+        for folder in _folders(str(given)):
+            if folder.resolve() in records:
+                continue
+            try:
+                records[folder.resolve()] = Record.open(folder)
+            except StoreError as problem:
+                left_out.append(f"{folder}: {problem.what}")
+    if not records:
+        raise StoreError(
+            "no run can be read here: " + "; ".join(left_out),
+            where=", ".join(str(path) for path in paths),
+            fix="give folders such as outputs/runs/NAME or outputs/sweeps/NAME",
+        )
+    return list(records.values()), left_out
+
+
+def _folders(given: str) -> Sequence[Path]:
+    places = [Path(given)] if Path(given).exists() else [Path(place) for place in sorted(glob.glob(given))]
+    if not places:
+        raise StoreError(
+            "there is no such folder", where=given, fix="give folders such as outputs/runs/NAME or outputs/sweeps/NAME"
+        )
+    found: list[Path] = []
+    for place in places:
+        depths = ("run.json", "*/run.json", "*/*/run.json", "*/*/*/run.json")
+        inner = next((files for depth in depths if (files := sorted(place.glob(depth)))), [])
+        if place.name == "outputs" or (place / "runs").is_dir() or (place / "sweeps").is_dir():
+            inner = [*sorted(place.glob("runs/*/run.json")), *sorted(place.glob("sweeps/*/*/run.json"))]
+        found += [file.parent for file in inner]
+    if not found:
+        raise StoreError(
+            "no run here: no run.json below it",
+            where=given,
+            fix="give folders such as outputs/runs/NAME or outputs/sweeps/NAME",
+        )
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """Raises StoreError if the file can't be read, or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise StoreError(f"the file can't be read: {problem}", where=str(path), fix=AGAIN) from problem
