@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DEMO ?= $(BIN)/kdlab train -m experiment=demo/nli
-DEMO_COT ?= $(BIN)/python scripts/grid.py --experiment demo/cot --minutes 60 --processes 2
+DEMO_COT ?= $(BIN)/kdlab train -m experiment=demo/cot hydra/launcher=joblib hydra.launcher.n_jobs=2
 DEMO_MUSC ?= $(BIN)/kdlab train -m experiment=demo/musc
 PYTEST ?= $(BIN)/python -m pytest
 

@@ -44,8 +44,8 @@ class Artifact:
 
 
 @contextmanager
-def disk_errors(doing: str, where: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a `StoreError` that says what to do."""
+def disk_errors(doing: str, where: Path, *, place: str = "`store=` and `outputs=`") -> Iterator[None]:
+    """Turn the operating system's refusals into a `StoreError` that says what to do. place: what names another disk."""
     try:
         yield
     except KdlabError:
@@ -53,11 +53,11 @@ def disk_errors(doing: str, where: Path) -> Iterator[None]:
     except Exception as error:
         number = _refusal(error)
         fixes = {
-            28: "free some space, or point `store=` and `outputs=` at another disk; finished work is kept",
-            122: "raise the quota, or point `store=` and `outputs=` elsewhere; finished work is kept",
-            30: "the file system is read-only: point `store=` and `outputs=` at a place that can be written",
-            13: "make the folder writable, or point `store=` and `outputs=` elsewhere",
-            20: "a file is in the way: point `store=` and `outputs=` at folders",
+            28: f"free some space, or point {place} at another disk; finished work is kept",
+            122: f"raise the quota, or point {place} elsewhere; finished work is kept",
+            30: f"the file system is read-only: point {place} at a place that can be written",
+            13: f"make the folder writable, or point {place} elsewhere",
+            20: f"a file is in the way: point {place} at a folder",
         }
         if number not in fixes:
             raise
@@ -74,11 +74,15 @@ def _refusal(error: Exception) -> int | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader finds the old file or the new one, never half of it."""
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old one or the new one, never half of it."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True, allow_nan=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)

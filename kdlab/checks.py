@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 from kdlab import checks_crosslingual, checks_reasoning
@@ -122,6 +125,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("translator.max_missing", _share, "is a share of a language's texts: between 0 and 1"),
     ("translator.*", _at_least(1), "must be 1 or more"),
     ("hardware.threads", lambda value: 0 <= value <= 1024, "must be 0 (as torch chooses) to 1024"),
+    ("hardware.processes", lambda value: 1 <= value <= 1024, "must be 1 to 1024"),
     ("hardware.micro_batch", _at_least(0), "must be 0 (the whole batch) or more"),
     ("hardware.eval_batch", _at_least(1), "must be 1 or more"),
     ("hardware.checkpoint_seconds", _at_least(0), "must be 0 (after every step) or more"),
@@ -177,6 +181,12 @@ def check(run: Run) -> list[str]:
         )
     if run.precision == "fp16" and run.hardware.device == "cpu":
         problems.append("precision=fp16: a processor can't train in it; take precision=bf16 or fp32")
+    world = os.environ.get("WORLD_SIZE", "1")
+    if run.hardware.processes > 1 and world not in ("1", str(run.hardware.processes)):
+        problems.append(
+            f"hardware.processes={run.hardware.processes}: torchrun has started {world} already; leave one of them out"
+        )
+    problems += _expected(run)
     return problems
 
 
@@ -211,6 +221,29 @@ def warnings(run: Run) -> list[str]:
             f"task@supplement={run.supplement.name} has no effect for method={method.name}: it has no stage 'layers'"
         )
     return found
+
+
+OF_TRAINING = (  # keys of a task that only say how a model is trained on it
+    *("task.heldout", "task.few", "task.imbalance", "task.noise", "task.passages", "task.epochs", "task.rows"),
+)
+
+
+def check_question(run: Run, paths: Iterable[str]) -> list[str]:
+    """Why the finished model of a run can't be asked the run's task, perhaps another than it was trained on.
+
+    paths: keys that were given for this; those that say how to train are problems too.
+    """
+    task, writes = run.task, isinstance(run.method, Reasoning)
+    problems = [*_words(run), *_ranges(run), *_task(task)]
+    if task.kind == "text":
+        problems.append(f"task={task.name}: is a corpus without labels: there is nothing to score")
+    elif (task.kind == "reasoning") != writes:
+        answers = "writes its answers" if writes else "is an encoder, which classifies or gives a number"
+        problems.append(f"task={task.name}: is a {task.kind} task, and the model {answers}")
+    for path in paths:
+        if any(f"{path}.".startswith(f"{key}.") for key in OF_TRAINING):
+            problems.append(f"{path} has no effect: the model is finished, and is trained on nothing")
+    return problems
 
 
 def _layer_fits(method: Distillation) -> Iterator[tuple[str, LayerObjective]]:
@@ -511,6 +544,42 @@ def _answers(task: Task) -> Iterator[str]:
             yield f"{path}={metric}: does not fit a {task.kind} task; allowed: {', '.join(fitting)}"
         elif metric == "f1" and task.labels is not None and len(task.labels) > 2:
             yield f"{path}=f1: is for two classes, here are {len(task.labels)}; take macro_f1"
+
+
+def _expected(run: Run) -> Iterator[str]:
+    """The first thing that is wrong with the papers' numbers."""
+    axes, scores = run.expected.axes, run.expected.scores
+    known = {path: value for path, value, _ in walk(run) if not path.startswith("expected")}
+    for axis in axes:
+        if axis not in known or (is_dataclass(known[axis]) and not hasattr(known[axis], "name")):
+            yield f"expected.axes={_shown(axes)}: '{axis}' is no group and no key with a value{suggest(axis, known)}"
+            return
+    if len(set(axes)) < len(axes):
+        yield f"expected.axes={_shown(axes)}: the same twice"
+    elif scores and not run.expected.source:
+        yield "expected.source: must say where the numbers of expected.scores come from"
+    elif scores and not axes:
+        yield "expected.axes=[]: name what the levels of expected.scores are, for example [method,task]"
+    else:
+        yield from islice(_wrong_scores(scores, axes, "expected.scores"), 1)
+
+
+def _wrong_scores(node: Mapping[Any, Any], axes: Sequence[str], where: str) -> Iterator[str]:
+    for key, inner in node.items():
+        path = f"{where}.{key}"
+        if not isinstance(key, str):
+            yield f"{path}: write the key in quotes; keys are compared as text"
+        elif isinstance(inner, Mapping):
+            if len(axes) > 1:
+                yield from _wrong_scores(inner, axes[1:], path)
+            else:
+                yield f"{path}: has keys below it, but expected.axes ends here: a number or null is wanted"
+        elif len(axes) > 1:
+            yield f"{path}: keys of '{axes[1]}' are wanted below it, as expected.axes says, not a value"
+        elif inner is not None and (isinstance(inner, bool) or not isinstance(inner, int | float)):
+            yield f"{path}={inner}: a number is wanted, or null where the paper has none"
+        elif inner is not None and not -100 <= inner <= 100:
+            yield f"{path}={inner}: scores are x 100, as papers print them: 0 to 100 (MCC from -100)"
 
 
 def _model(run: Run, stages: Sequence[str]) -> Iterator[str]:

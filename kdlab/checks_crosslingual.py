@@ -5,7 +5,6 @@ Used by `kdlab.checks`, which says how problems are worded.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +17,7 @@ from kdlab.config import (
     Translator,
     asked_languages,
     read_languages,
+    together,
     trained_languages,
 )
 
@@ -253,7 +253,7 @@ def _objective(run: Run, method: Crosslingual) -> Iterator[str]:
             f"method.student: mixed_source={fit.mixed_source:g} and mixed_target={fit.mixed_target:g} leave the mixed "
             f"texts no weight (alpha={fit.alpha:g}); set method.student.mixup=0 for none"
         )
-    share = -(-fit.batch_size // int(os.environ.get("WORLD_SIZE", "1"))) if fit.batch_size > 0 else 0
+    share = -(-fit.batch_size // together(run.hardware)) if fit.batch_size > 0 else 0
     if fit.contrast.weight > 0 and 0 < micro < share:
         yield (
             f"hardware.micro_batch={micro}: method.student.contrast compares all {share} rows of a batch with each "
@@ -318,8 +318,7 @@ def labels(run: Run, method: Crosslingual) -> list[str]:
 def warnings(run: Run, method: Crosslingual) -> Iterator[str]:
     """What runs as configured, but contributes nothing."""
     fit = method.student
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if fit.mixup > 0 and (-(-fit.batch_size // processes) == 1 or run.hardware.micro_batch == 1):
+    if fit.mixup > 0 and (-(-fit.batch_size // together(run.hardware)) == 1 or run.hardware.micro_batch == 1):
         yield (
             "method.student mixes the rows of a forward pass, of which each has one: a row is mixed with itself; "
             "take 2 or more for method.student.batch_size (in each process) and hardware.micro_batch"

@@ -22,6 +22,12 @@ usage: kdlab VERB ...
 
   train       run a graph: kdlab train method=cr_ild task=glue/rte   (-m for a sweep, --help for all groups)
   plan        show the same graph: what is cached, what would run, how much work; runs nothing
+  tune        search hyper-parameters: kdlab tune method=cr_ild task=glue/rte method.logits.lr='log(1e-5,1e-3)'
+  compare     runs beside each other: tables, tests over seeds and examples, the papers' numbers, one HTML page
+  diff        what differs between two runs: configuration, data, versions, graph, scores
+  evaluate    a finished run on another task or split, or on GLUE's test sets with the leaderboard's files
+  predict     a finished run on your own rows: kdlab predict RUN --input file.jsonl
+  export      a finished student as a plain folder, as ONNX, or to the Hub: kdlab export RUN --to DIR
   list        what there is to choose from: kdlab list methods|tasks|models|rationales|translators|hardware|experiments
   doctor      look at device, versions, Hub, wandb and store, each problem with its fix
   store       the artifacts: kdlab store ls|verify|prune
@@ -93,5 +99,21 @@ def run_verb(verb: str, words: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     verb: partial(run_verb, verb)
-    for verb in ("train", "plan", "list", "doctor", "store", "analyze", "samples", "sync", "completion")
+    for verb in (
+        "train",
+        "plan",
+        "tune",
+        "compare",
+        "diff",
+        "evaluate",
+        "predict",
+        "export",
+        "list",
+        "doctor",
+        "store",
+        "analyze",
+        "samples",
+        "sync",
+        "completion",
+    )
 }

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 VERBS: dict[str, tuple[str, ...]] = {
     "train": (),
     "plan": (),
+    "tune": (),
+    "compare": (),
+    "diff": (),
+    "evaluate": (),
+    "predict": (),
+    "export": (),
     "list": tuple(catalog.GROUPS),
     "doctor": (),
     "store": ("ls", "verify", "prune"),
@@ -26,7 +32,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "sync": (),
     "completion": ("bash", "zsh"),
 }
-COMPOSING = ("train", "plan")
+COMPOSING = ("train", "plan", "tune")
 FLAGS = ("--cfg", "--config-dir", "--help", "--info", "--multirun", "--package", "--resolve")
 DIR_FLAGS = ("--config-dir", "-cd")
 CFG = ("job", "hydra", "all")

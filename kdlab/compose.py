@@ -10,31 +10,37 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from decimal import Decimal
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from string import Template
 from types import NoneType, UnionType
-from typing import Any, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra import version
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
+from hydra._internal.grammar import grammar_functions as grammar
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import GroupDefault
+from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
@@ -68,8 +74,10 @@ LAUNCHERS = {  # options of hydra/launcher that come with a plugin, and what ins
 }
 PASSED_ON = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")
 INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
-NOT_IN_NAMES = ("hardware", "tracking", "fresh", "name", "store", "outputs", "hydra")  # can't change a number
+NOT_IN_NAMES = (*config.PLACEMENT, "hydra")  # keys that can't change a number
 LONGEST_NAME = 120
+MOST = 1000  # values of a range in a search
+BASIC = "basic"  # Hydra's own launcher
 KEY = re.compile(r"[~+]*[\w-]+([./][\w-]+)*(@[\w.:-]+)?(=|$)")
 
 
@@ -101,26 +109,261 @@ def jobs(argv: Sequence[str]) -> Composition:
     return Composition(jobs=result, multirun=given.multirun, config_dir=given.config_dir)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Where one key of a search may lie: among options, or among numbers from low to high, both included.
+
+    A range has its numbers as options too, in rising order, a `step` apart.
+    """
+
+    key: str
+    word: str  # as given
+    kind: Literal["choice", "range", "float", "int"]
+    options: tuple[str, ...] = ()  # as words of the command line
+    low: float = 0.0
+    high: float = 0.0
+    step: float = 1.0
+    log: bool = False
+
+    def spell(self, value: str | float) -> str:
+        """The word that sets the key to a value: "method.logits.lr=0.0003"."""
+        if self.kind == "range":
+            value = min(self.options, key=lambda option: abs(float(option) - float(value)))
+        return f"{self.key}={round(float(value)) if self.kind == 'int' else value}"
+
+    def ends(self) -> tuple[str, ...]:
+        """Words for what has to be looked at before a search: every option, or both ends."""
+        return tuple(self.spell(value) for value in self.options or (self.low, self.high))
+
+
+class Search:
+    """What a command line with search spaces asks for: many runs, of which each is made when its values are known."""
+
+    def __init__(self, composer: _Composer, words: dict[str, str], spaces: list[Space], flags: list[str]) -> None:
+        self._composer, self._words = composer, words  # word by key, in order; of a space as it was given
+        self.spaces = spaces
+        self.flags = flags  # of the command line, for a command that goes on with it
+        self.probes: list[Job] = []  # each space's options or ends, the others at their first
+
+    @property
+    def fixed(self) -> list[str]:
+        """The words that all runs share."""
+        keys = {space.key for space in self.spaces}
+        return [word for key, word in self._words.items() if key not in keys]
+
+    @property
+    def told(self) -> list[str]:
+        """Of those, sorted, the ones that can change a number; the seed is told by whoever gives it to `job`."""
+        return sorted(word for word in self.fixed if _head(word) not in (*NOT_IN_NAMES, "seed"))
+
+    def job(self, values: Mapping[str, str], *, name: str = "", seed: int | None = None) -> Job:
+        """The run with these words in place of the spaces (by key), without those that it has no use for.
+
+        Raises ConfigError if they don't go together.
+        """
+        words = self._words | dict(values) | ({} if seed is None else {"seed": f"seed={seed}"})
+        vain: list[dict[str, str]] = []
+        self._composer.problems.clear()
+        job = self._composer.job(list(words.values()), vain)
+        if job is not None and vain[0]:
+            read = {word: self._composer.read(word) for word in words.values()}
+            kept = [word for word, one in read.items() if one is None or not vain[0].keys() >= set(_paths(one))]
+            job = self._composer.job(kept, [])
+        if job is None:
+            raise ConfigError(list(self._composer.problems))
+        return replace(job, name=name or job.name)
+
+
+def search(argv: Sequence[str]) -> Search:
+    """Read a command line (without the verb) in which some values are search spaces.
+
+    Spaces are written as Hydra writes sweeps: method=kd,cr_ild and choice(1,2,4); range(1,5); interval(0,1), and
+    log(1e-5,1e-3) for tag(log, interval(1e-5,1e-3)). An interval of a key that takes whole numbers has only those.
+    One ConfigError has the problems of all words, of every option, and of both ends of every interval.
+    """
+    given = _parse(argv)
+    composer = _Composer(given.config_dir)
+    for flag in ("multirun", "help", "hydra_help", "cfg", "info", "resolve", "package"):
+        if getattr(given, flag):
+            composer.problem(f"--{flag.replace('_', '-')}: is not for a search")
+    parsed = [one for one in (composer.read(word) for word in given.overrides) if one is not None]
+    words = {one.get_key_element(): one.input_line or "" for one in parsed}
+    latest = {one.get_key_element(): one for one in parsed}
+    found = [composer.space(one) for one in latest.values() if one.is_sweep_override()]
+    spaces = [space for space in found if space is not None]
+    flags = [] if given.config_dir is None else ["--config-dir", str(given.config_dir)]
+    result = Search(composer, words, spaces, flags)
+    unread = {one.get_key_element(): "" for one in latest.values() if one.is_sweep_override()}
+    first = words | unread | {space.key: space.ends()[0] for space in spaces}
+    vain: list[dict[str, str]] = []
+    probes = [first, *(first | {space.key: word} for space in spaces for word in space.ends()[1:])]
+    made = [composer.job(list(probe.values()), vain) for probe in probes]
+    composer.tell_vain(vain)
+    if composer.problems:
+        ends = {end: space.word for space in spaces if not space.options for end in space.ends()}
+        once: dict[tuple[str, str], str] = {}  # what is wrong with a key is wrong at both ends of its interval
+        for problem in composer.problems:
+            word, _, reason = problem.partition(": ")
+            once.setdefault((ends.get(word, word), reason), problem)
+        raise ConfigError(list(once.values()))
+    result.probes = [job for job in made if job is not None]
+    return result
+
+
+def further(
+    recorded: Mapping[str, Any],
+    words: Sequence[str],
+    *,
+    open_to: Sequence[str],
+    check: Callable[[config.Run, list[str]], Iterable[str]],
+    config_dir: Path | None = None,
+) -> config.Run:
+    """The configuration of a run that has been, with further words on top; recorded: `config` of its run.json.
+
+    open_to: the keys that may change, each with all below it; of a group, its option replaces all that the run has
+    there. check: what is wrong with the result, given the keys that the words set. One ConfigError has all problems.
+    """
+    composer = _Composer(config_dir)
+    cfg = _recorded(recorded)
+    schema = _Schema(cfg, tuple(composer.groups))
+    overrides = [one for one in map(composer.read, words) if one is not None]
+    values: list[Override] = []
+    for override in overrides:
+        word, path = override.input_line or "", override.key_or_group
+        if override.is_sweep_override():
+            composer.problem(f"{word}: one value only; a list is written {path}=[{_after(word)}]")
+        elif composer.is_group(override) and (wrong := composer.wrong_option(override)):
+            composer.problem(wrong)
+        elif not any(f"{path}.".startswith(f"{key}.") for key in open_to) and (
+            composer.is_group(override) or schema.knows(path)
+        ):
+            composer.problem(f"{word}: the run is finished, so this would have no effect; open: {', '.join(open_to)}")
+        elif composer.is_group(override):
+            cfg[path] = composer.compose_task((_spelled(override),))[path]
+        else:
+            values.append(override)
+    for path in _other_sources(values):
+        OmegaConf.update(cfg, path, [] if path.endswith(".columns") else None)
+    paths = [path for one in values if composer.apply(one, cfg, schema) for path in _paths(one)]
+    run = composer.convert(cfg, schema)
+    for text in () if run is None else check(run, paths):
+        composer.problem(text)
+    if run is None or composer.problems:
+        raise ConfigError(list(composer.problems))
+    return run
+
+
+def _recorded(values: Mapping[str, Any]) -> DictConfig:
+    """A run's configuration as run.json has it, under its schema."""
+    try:
+        cfg = cast(DictConfig, OmegaConf.structured(config.Run))
+        cfg.method = OmegaConf.structured(SCHEMAS[values["method"]["family"]])
+        cfg.merge_with(OmegaConf.create(dict(values)))
+    except (OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
+        raise KdlabError(
+            f"the run's configuration can't be read: {_in_short(error)}",
+            where="run.json",
+            fix="it was written by another version of kdlab, or changed: run it again, under another name",
+        ) from error
+    return cfg
+
+
 def launch(
     argv: Sequence[str],
     function: Callable[[config.Run, list[str]], int],
     composition: Composition | None = None,
 ) -> list[int]:
-    """Call function(run, overrides) for every job; return the exit codes in order.
+    """Call function(run, overrides) for every job, here and one after the other; return the exit codes in order.
 
-    A job that fails stops no other: an error that `function` lets through counts as 2 if it is a KdlabError,
-    else as 1. With hydra/launcher=joblib and the like the jobs run where that plugin takes them; `function`
-    must then be importable there. `composition`: what `jobs` made of the same words, if it is at hand.
+    A job that fails stops no other: see `guarded`. `composition`: what `jobs` made of the same words, if it is at hand.
     """
     composition = composition or jobs(argv)
+    chosen = _launcher_name(_parse(argv))
+    if not composition.multirun and chosen != BASIC:
+        raise ConfigError([f"hydra/launcher={chosen}: launches the jobs of a sweep; add -m"])
+    return [guarded(function, job) for job in composition.jobs]
+
+
+def guarded(function: Callable[[config.Run, list[str]], int], job: Job) -> int:
+    """The job's exit code: of an error, which is shown, 2 if it is a KdlabError, else 1.
+
+    Among processes that torchrun started errors pass: those that no longer agree must not start the next job.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return function(job.run, job.overrides)
+    return tolerant(function, job)
+
+
+def tolerant(function: Callable[[config.Run, list[str]], int], job: Job) -> int:
+    """`guarded` for a process whose end is another's business; of those that train together, the first one speaks."""
+    try:
+        return function(job.run, job.overrides)
+    except KdlabError as error:
+        if os.environ.get("KDLAB_DEBUG"):
+            traceback.print_exc()
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if os.environ.get("KDLAB_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {bug(error)}", file=sys.stderr)
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """Who takes the jobs of a sweep to where they run: hydra/launcher, and hydra.launcher."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+def launcher(argv: Sequence[str]) -> Launcher:
+    """The launcher that a command line chooses."""
     given = _parse(argv)
-    task = _Task(function, composition.jobs)
-    launcher = [word for word in given.overrides if word.startswith("hydra/launcher=")]
-    if not launcher or launcher[-1] == "hydra/launcher=basic":
-        return [task.call(job) for job in composition.jobs]
-    if not composition.multirun:
-        raise ConfigError([f"{launcher[-1]}: launches the jobs of a sweep; add -m"])
-    return _launch_elsewhere(given, task)
+    name = _launcher_name(given)
+    if name == BASIC:
+        return Launcher(name=BASIC, settings={})
+    with _hydra(given) as (_, cfg):
+        settings = OmegaConf.to_container(cfg.hydra.launcher, resolve=False)
+    return Launcher(name=name, settings=cast(dict[str, Any], settings))
+
+
+def launch_elsewhere(
+    argv: Sequence[str], call: Callable[[int], int], numbers: Sequence[int], folder: Path
+) -> dict[int, int | str]:
+    """Have the launcher plugin call call(number) for each number, where it takes it; `call` must be importable there.
+
+    folder: of the sweep, for what the plugin writes (.submitit/). Returns each call's exit code, or in words why there
+    is none: the process that was to make the call died, or its machine did.
+    """
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.plugins import Plugins
+    from hydra.core.utils import JobStatus
+    from hydra.types import HydraContext
+
+    found: dict[int, int | str] = {}
+    with _hydra(_parse(argv)) as (loader, cfg):
+        with open_dict(cfg):
+            cfg.hydra.sweep.dir = str(folder)
+        context = HydraContext(config_loader=loader, callbacks=Callbacks(cfg))
+        plugin = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=_Call(call, list(numbers)), config=cfg
+        )
+        try:
+            with _patient():
+                returns = plugin.launch([[] for _ in numbers], initial_job_idx=0)  # `call` knows what was composed
+        except Exception as error:  # of joblib: a process of its pool died, and it has let go of all others
+            return dict.fromkeys(numbers, _in_short(error))
+    for number, result in zip(numbers, returns, strict=True):
+        if isinstance(result, str):
+            found[number] = result
+        elif result.status == JobStatus.COMPLETED:
+            found[number] = int(result.return_value)
+        else:
+            found[number] = str(result._return_value)
+    return found
 
 
 def hydra_passthrough(argv: Sequence[str]) -> bool:
@@ -159,32 +402,16 @@ def register() -> None:
         store.store(group="schema", name=name, node=schema, provider="kdlab")
 
 
-class _Task:
-    """What a launcher calls for each job, wherever it takes it; picklable."""
+class _Call:
+    """What a launcher plugin calls for each job, wherever it takes it; picklable."""
 
-    def __init__(self, function: Callable[[config.Run, list[str]], int], found: list[Job]) -> None:
-        self.function, self.jobs = function, found
+    def __init__(self, call: Callable[[int], int], numbers: list[int]) -> None:
+        self.call, self.numbers = call, numbers
 
     def __call__(self, _: DictConfig) -> int:
         from hydra.core.hydra_config import HydraConfig
 
-        return self.call(self.jobs[HydraConfig.get().job.num])
-
-    def call(self, job: Job) -> int:
-        if os.environ.get("WORLD_SIZE", "1") != "1":  # processes that no longer agree must not start the next job
-            return self.function(job.run, job.overrides)
-        try:
-            return self.function(job.run, job.overrides)
-        except KdlabError as error:
-            if os.environ.get("KDLAB_DEBUG"):
-                traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except Exception as error:
-            if os.environ.get("KDLAB_DEBUG"):
-                traceback.print_exc()
-            print(f"error: {bug(error)}", file=sys.stderr)
-            return 1
+        return self.call(self.numbers[HydraConfig.get().job.num])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -230,6 +457,26 @@ class _Copies(CachingConfigRepository):
         return replace(loaded, config=copy.deepcopy(loaded.config)) if loaded is not None else None
 
 
+@contextmanager
+def _no_needless_maps() -> Iterator[None]:
+    """While Hydra lists the files of a composition: no table of all choices for lists without a ${...} in them.
+
+    It makes one for every file, which takes three quarters of its time.
+    """
+    original = defaults_list._create_interpolation_map
+
+    def create(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
+        if any("${" in str(one) for one in defaults):
+            return original(overrides, defaults, self_added)
+        return OmegaConf.create()
+
+    defaults_list._create_interpolation_map = create  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        defaults_list._create_interpolation_map = original
+
+
 class _Sources:
     """The yaml files, and what has been composed of them."""
 
@@ -245,6 +492,7 @@ class _Sources:
         self.loader.ensure_main_config_source_available()
         self.repo = CachingConfigRepository(self.loader.repository)
         self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.halves: dict[tuple[Any, ...], DictConfig] = {}  # what precedes the method, by its files
         main = self.repo.load_config(CONFIG_NAME)
         assert main is not None and main.defaults_list is not None
         groups = [
@@ -275,10 +523,14 @@ class _Composer:
         self.groups = sources.groups  # and the option that train.yaml takes
         self.places = sources.places  # where a group's options may go besides: task@supplement
         self.parser = OverridesParser.create(config_loader=self.loader)
+        self.parser.functions.register("log", lambda start, end: grammar.tag("log", grammar.interval(start, end)))
         self.problems: dict[str, None] = {}  # an ordered set
         self.count = 0  # of problems, repeated ones too
         self.parsed: dict[str, Override | None] = {}
         self.bare: dict[tuple[str, ...], DictConfig] = {}
+        self.halves = sources.halves
+        self.seeded: dict[tuple[str, ...], bool] = {}  # whether a choice refers to the seed
+        self.listed: dict[str, list[str]] = {}  # options of groups
         self.damaged: dict[tuple[str, ...], DictConfig] = {}  # choices whose yaml files have problems of their own
 
     def problem(self, text: str) -> None:
@@ -297,15 +549,76 @@ class _Composer:
             axes[override.get_key_element()] = self.values(override, multirun=multirun)
         found: dict[tuple[str, ...], Job] = {}
         vain: list[dict[str, str]] = []
+        alike: dict[tuple[str, ...], Job] = {}  # by the words that are not the seed
         for combination in itertools.product(*axes.values()):
-            job = self.job(combination, vain)
+            others = tuple(word for word in combination if not word.startswith("seed="))
+            job = self.with_seed(alike[others], combination) if others in alike else None
+            job = job or self.job(combination, vain)
             if job is not None:
                 found.setdefault(combination, job)
-        if vain:
-            for path, text in vain[0].items():
-                if all(path in other for other in vain):
-                    self.problem(text)
+                alike.setdefault(others, job)
+        self.tell_vain(vain)
         return _distinct(list(found.values()))
+
+    def tell_vain(self, vain: Sequence[Mapping[str, str]]) -> None:
+        """The words that no job has a use for; what only some can't use is how a sweep is written."""
+        for path, text in (vain[0] if vain else {}).items():
+            if all(path in other for other in vain):
+                self.problem(text)
+
+    def space(self, override: Override) -> Space | None:
+        """What a word lets a search choose from; None, and a problem, if that can't be told."""
+        word, key, value = override.input_line or "", override.get_key_element(), override.value()
+        log = "log" in getattr(value, "tags", ())
+        if override.is_hydra_override():
+            self.problem(f"{word}: hydra's own settings can't be searched")
+        elif isinstance(value, IntervalSweep):
+            low, high = float(value.start or 0), float(value.end or 0)
+            whole = isinstance(value.start, int) or self.takes_whole(override.key_or_group)
+            kind: Literal["int", "float"] = "int" if whole else "float"
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                self.problem(f"{word}: an interval goes from a number to a larger one")
+            elif log and low <= 0:
+                self.problem(f"{word}: on a logarithmic scale both ends are above 0")
+            elif whole and not (low.is_integer() and high.is_integer()):
+                self.problem(f"{word}: {key} takes whole numbers: give whole ends")
+            else:
+                return Space(key=key, word=word, kind=kind, low=low, high=high, log=log)
+        elif log:
+            self.problem(f"{word}: a logarithmic scale is for an interval: {key}=log(1e-5,1e-3)")
+        else:
+            options = self.options_of(override)
+            if options is not None and isinstance(value, RangeSweep):
+                options.sort(key=float)
+                low, step = float(options[0]), abs(float(value.step))
+                high = float(Decimal(str(low)) + Decimal(str(step)) * (len(options) - 1))  # a whole number of steps
+                return Space(key=key, word=word, kind="range", options=tuple(options), low=low, high=high, step=step)
+            if options is not None:
+                return Space(key=key, word=word, kind="choice", options=tuple(options))
+        return None
+
+    def options_of(self, override: Override) -> list[str] | None:
+        """The options of a choice or a range, each once; None, and a problem, if there are none or too many."""
+        word, value = override.input_line or "", override.value()
+        try:
+            span = abs((value.stop or 0) - (value.start or 0)) if isinstance(value, RangeSweep) else 0
+            if isinstance(value, RangeSweep) and value.step and span > MOST * abs(value.step):
+                self.problem(f"{word}: more than {MOST} values; take interval(START,END)")
+                return None
+            options = list(dict.fromkeys(override.sweep_string_iterator()))
+        except (HydraException, ValueError, ArithmeticError):
+            options = []
+        if not options:
+            self.problem(f"{word}: no value at all")
+        return options or None
+
+    def takes_whole(self, path: str) -> bool:
+        """Whether a key takes whole numbers, in the family of methods that has it."""
+        schema = _Schema(OmegaConf.create(), tuple(self.groups))
+        for schema.method in (config.Distillation, config.Reasoning, config.Crosslingual):
+            if schema.knows(path):
+                return _bare(schema.find(path)[0]) is int
+        return False
 
     def read(self, word: str) -> Override | None:
         """Parse one word; None, and a problem, if it can't be parsed."""
@@ -355,7 +668,7 @@ class _Composer:
             return [word]
         key = override.get_key_element()
         if not override.is_discrete_sweep():
-            self.problem(f"{word}: this kind of sweep is not supported; list the values: {key}=1,2,3")
+            self.problem(f"{word}: is for a search (`kdlab tune`); for a sweep list the values: {key}=1,2,3")
         elif not multirun:
             self.problem(f"{word}: several values make a sweep: add -m; a list is written {key}=[{_after(word)}]")
         elif override.is_hydra_override():
@@ -414,6 +727,25 @@ class _Composer:
             return None
         return Job(run=run, overrides=words, name=_name(words))
 
+    def with_seed(self, job: Job, combination: Sequence[str]) -> Job | None:
+        """The job of these words, which differ from another job's in their seed only; None: compose it."""
+        words = [word for word in combination if word]
+        overrides = [one for one in map(self.read, words) if one is not None]
+        (seed,) = [one.value() for one in overrides if one.key_or_group == "seed"] or [None]
+        if type(seed) is not int or self.names_seed(overrides):
+            return None
+        run = replace(job.run, seed=seed)
+        if checks.check(run):
+            return None
+        return Job(run=run, overrides=words, name=_name(words))
+
+    def names_seed(self, overrides: Sequence[Override]) -> bool:
+        """Whether the words, or the yaml files that they choose, refer to the seed: ${seed}."""
+        choices = tuple(choice for one in overrides if self.is_group(one) and (choice := _spelled(one)))
+        if choices not in self.seeded:
+            self.seeded[choices] = any("seed" in text for _, text in _references(self.without_hydra(choices)))
+        return self.seeded[choices] or any("${" in (one.input_line or "") for one in overrides)
+
     def node(self, words: Sequence[str]) -> DictConfig:
         """The composed configuration of a command line that has no problem, references not filled in."""
         overrides = [self.parser.parse_override(word) for word in words]
@@ -430,6 +762,11 @@ class _Composer:
 
     def options(self, group: str) -> list[str]:
         """All options below a group: rte of task/glue is glue/rte of task."""
+        if group not in self.listed:
+            self.listed[group] = self.list_options(group)
+        return self.listed[group]
+
+    def list_options(self, group: str) -> list[str]:
         found = list(self.repo.get_group_options(group, ObjectType.CONFIG))
         for inner in self.repo.get_group_options(group, ObjectType.GROUP):
             if inner != "base":
@@ -487,13 +824,16 @@ class _Composer:
 
     def compose_task(self, choices: tuple[str, ...]) -> DictConfig:
         """A copy of the composed configuration without Hydra's own part, for one job to change."""
+        return copy.deepcopy(self.without_hydra(choices))
+
+    def without_hydra(self, choices: tuple[str, ...]) -> DictConfig:
         cfg = self.compose(choices)
         if choices not in self.bare:
             bare = copy.deepcopy(cfg)
             with open_dict(bare):
                 bare.pop("hydra", None)
             self.bare[choices] = bare
-        return copy.deepcopy(self.bare[choices])
+        return self.bare[choices]
 
     def merged(self, choices: tuple[str, ...]) -> DictConfig:
         overrides = self.parser.parse_overrides(list(choices))
@@ -506,7 +846,8 @@ class _Composer:
         return cfg
 
     def defaults(self, overrides: list[Override]) -> DefaultsList:
-        return create_defaults_list(self.repo, CONFIG_NAME, overrides, prepend_hydra=True, skip_missing=False)
+        with _no_needless_maps():
+            return create_defaults_list(self.repo, CONFIG_NAME, overrides, prepend_hydra=True, skip_missing=False)
 
     def defaults_without_culprits(self, overrides: list[Override]) -> DefaultsList:
         kept: list[Override] = []
@@ -539,8 +880,19 @@ class _Composer:
 
     def merge(self, defaults: DefaultsList) -> DictConfig:
         """Merge the files in order; one that doesn't fit value by value, so that every wrong one is found."""
-        cfg = OmegaConf.create()
-        for default in defaults.defaults:
+        files = defaults.defaults
+        middle = next((n for n, one in enumerate(files) if (one.config_path or "").startswith("method/")), 0)
+        early = tuple((one.config_path, one.package, one.primary) for one in files[:middle])
+        if early not in self.halves:
+            before = self.count
+            half = self.merge_onto(OmegaConf.create(), files[:middle])
+            if self.count > before:
+                return self.merge_onto(half, files[middle:])
+            self.halves[early] = half
+        return self.merge_onto(copy.deepcopy(self.halves[early]), files[middle:])
+
+    def merge_onto(self, cfg: DictConfig, files: Sequence[ResultDefault]) -> DictConfig:
+        for default in files:
             file = f"{default.config_path}.yaml"
             try:
                 loaded = self.loader._load_single_config(default, _Copies(self.repo)).config
@@ -928,23 +1280,40 @@ def _yaml_words(error: yaml.YAMLError) -> str:
     return f"{text} (line {mark.line + 1}, column {mark.column + 1})" if mark else str(text)
 
 
+def _head(word: str) -> str:
+    """The part of the configuration that a word is about: "hardware" of hardware.threads=1."""
+    return re.split(r"[./=]", word.lstrip("~+"), maxsplit=1)[0]
+
+
 def _name(words: Sequence[str]) -> str:
-    kept = sorted(word for word in words if re.split(r"[./=]", word.lstrip("~+"), maxsplit=1)[0] not in NOT_IN_NAMES)
-    text = re.sub(r"[^\w=,.+~-]+", "_", ",".join(kept)) or "default"
+    """Fit for a folder, and the same whatever other jobs there are: a sweep may be given in parts."""
+    kept = sorted(word for word in words if _head(word) not in NOT_IN_NAMES)
+    text = _fit_for_a_folder(kept) or "default"
     if len(text) <= LONGEST_NAME:
         return text
-    return f"{text[: LONGEST_NAME - 9]}-{sha256(','.join(kept).encode()).hexdigest()[:8]}"
+    digest = sha256(",".join(kept).encode()).hexdigest()[:8]
+    brief = _fit_for_a_folder([re.sub(r"^([~+]*)[\w.@/-]*[./](?=[\w-]+=)", r"\1", word) for word in kept])
+    return f"{brief[: LONGEST_NAME - 9]}-{digest}"
+
+
+def _fit_for_a_folder(words: Sequence[str]) -> str:
+    return re.sub(r"[^\w=,.+~-]+", "_", ",".join(words))
 
 
 def _distinct(found: list[Job]) -> list[Job]:
-    """Give jobs whose names fell together (they differ in placement, or in a character) their own."""
+    """Give jobs whose names fell together their own: what names leave out, where they differ in that, else a mark."""
     names = [job.name for job in found]
-    result = []
+    told = []
     for job in found:
-        name = job.name
-        if names.count(name) > 1:
-            name = f"{name}-{sha256(','.join(job.overrides).encode()).hexdigest()[:8]}"
-        result.append(Job(run=job.run, overrides=job.overrides, name=name))
+        others = [other for other in found if other.name == job.name] if names.count(job.name) > 1 else []
+        hidden = [word for word in job.overrides if _head(word) in NOT_IN_NAMES]
+        differing = sorted(word for word in hidden if any(word not in other.overrides for other in others))
+        told.append(_fit_for_a_folder([job.name, *differing]))
+    result = []
+    for job, name in zip(found, told, strict=True):
+        if told.count(name) > 1 or len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 9]}-{sha256(','.join(job.overrides).encode()).hexdigest()[:8]}"
+        result.append(replace(job, name=name))
     return result
 
 
@@ -988,14 +1357,17 @@ def _ask_hydra(given: argparse.Namespace) -> None:
         GlobalHydra.instance().clear()
 
 
-def _launch_elsewhere(given: argparse.Namespace, task: _Task) -> list[int]:
-    """Hand the jobs to a launcher plugin."""
-    from hydra._internal.callbacks import Callbacks
+def _launcher_name(given: argparse.Namespace) -> str:
+    chosen = [word.partition("=")[2] for word in given.overrides if word.startswith("hydra/launcher=")]
+    return chosen[-1] if chosen else BASIC
+
+
+@contextmanager
+def _hydra(given: argparse.Namespace) -> Iterator[tuple[ConfigLoader, DictConfig]]:
+    """Hydra's own loader and configuration of a sweep, for its launcher plugins."""
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.plugins import Plugins
-    from hydra.core.utils import JobStatus
-    from hydra.types import HydraContext, RunMode
+    from hydra.types import RunMode
 
     search_path = _Composer(given.config_dir).loader.config_search_path
     hydra = Hydra.create_main_hydra2(task_name=CONFIG_NAME, config_search_path=search_path)
@@ -1004,16 +1376,40 @@ def _launch_elsewhere(given: argparse.Namespace, task: _Task) -> list[int]:
         cfg = hydra.compose_config(
             config_name=CONFIG_NAME, overrides=[*own, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN
         )
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
-        returns = launcher.launch([[] for _ in task.jobs], initial_job_idx=0)  # the task brings what was composed
+        yield hydra.config_loader, cfg
     finally:
         GlobalHydra.instance().clear()
-    codes = []
-    for result in returns:
-        if result.status == JobStatus.COMPLETED:
-            codes.append(int(result.return_value))
-        else:
-            print(f"error: a job failed: {result._return_value}", file=sys.stderr)
-            codes.append(1)
-    return codes
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Let submitit's launcher wait for every job: by itself it stops at the first whose process died."""
+    try:
+        import submitit
+    except ImportError:
+        yield
+        return
+    executor, original = submitit.AutoExecutor, submitit.AutoExecutor.map_array
+
+    def map_array(self: Any, *arguments: Any) -> list[_Patient]:
+        return [_Patient(job) for job in original(self, *arguments)]
+
+    executor.map_array = map_array  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        executor.map_array = original  # type: ignore[method-assign]
+
+
+class _Patient:
+    """A submitted job that tells in words what kept it from its result."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def results(self) -> list[Any]:
+        try:
+            found: list[Any] = self.job.results()
+        except Exception as error:
+            return [f"{_in_short(error)[:500]} (job {self.job.job_id}, logs: {self.job.paths.folder})"]
+        return found

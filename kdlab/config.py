@@ -6,6 +6,7 @@ The dataclasses are the schema that Hydra composes against (`kdlab.cli` register
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -522,10 +523,16 @@ class Hardware:
 
     name: str = REQUIRED
     device: str = choice("auto", "auto", "cpu", "cuda", "mps")
-    threads: int = 0  # 0: as torch chooses
+    threads: int = 0  # 0: as torch chooses; of several jobs at once, each its share of the cores
+    processes: int = 1  # on this machine, that train each stage together
     micro_batch: int = 0  # rows per forward pass and process; 0: the whole batch
     eval_batch: int = 64
     checkpoint_seconds: float = 60.0  # at least so long between two checkpoints; 0: after every step
+
+
+def together(hardware: Hardware) -> int:
+    """How many processes share a batch: those that torchrun started, or that the run starts itself."""
+    return max(int(os.environ.get("WORLD_SIZE", "1")), hardware.processes)
 
 
 @dataclass(kw_only=True)
@@ -542,6 +549,18 @@ class Debug:
     name: str = "off"
     steps: int | None = None  # at most so many optimiser steps per stage
     rows: int | None = None  # at most so many rows per split
+
+
+@dataclass(kw_only=True)
+class Expected:
+    """The papers' numbers of an experiment, which `kdlab compare` sets beside its own; nothing of it enters a stage."""
+
+    source: str = ""  # where the numbers come from: paper, table, notebook
+    protocol: str = ""  # how they were obtained, so that nobody compares unlike things
+    note: str = ""  # what is not there, and why
+    axes: list[str] = field(default_factory=list)  # groups (method, task, model) or keys: [model, method.samples, task]
+    scores: dict[str, Any] = field(default_factory=dict)
+    # nested in the order of the axes, x 100 as papers print them; null: the paper has no number there
 
 
 @dataclass(kw_only=True)
@@ -567,6 +586,11 @@ class Run:
     fresh: list[str] = field(default_factory=list)  # stages to run again, with all that depends on them
     store: str = "outputs/artifacts"
     outputs: str = "outputs"
+    expected: Expected = field(default_factory=Expected)  # given by experiments
+
+
+# Keys of Run that change no number.
+PLACEMENT = ("hardware", "tracking", "fresh", "name", "store", "outputs", "expected")
 
 
 def trained_languages(task: Task, method: Crosslingual) -> list[str]:

@@ -1,7 +1,8 @@
 """A run's own folder: what was asked, the graph, the points, the console, the result, and the student.
 
     outputs/runs/<name>/  or  outputs/sweeps/<sweep>/<job>/
-        run.json  graph.json  metrics.jsonl  console.log  result.json  student/  (failure.txt if it failed)
+        run.json  graph.json  status.json  metrics.jsonl  console.log  result.json  student/
+        (failure.txt if it failed)
 
 The artifacts stay in the store; this folder can be deleted without losing work.
 """
@@ -12,16 +13,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from kdlab.artifacts import Artifact, disk_errors, write_json
-from kdlab.config import Run
+from kdlab.artifacts import Artifact, disk_errors, write_json, write_text
+from kdlab.config import PLACEMENT, Run
 from kdlab.engine.tracking import redact
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph
+
+STATUS_SECONDS = 1.0  # between two reports of progress, at least
+SHOWN = 6  # keys in a message
+
+
+class Taken(ConfigError):
+    """A run's folder holds another run."""
 
 
 def default_name(run: Run, graph: Graph) -> str:
@@ -50,7 +63,7 @@ class RunDirectory:
             "name": self.path.name,
             "group": self.group or run.task.name,
             "job_type": run.method.name,
-            "tags": [*run.tracking.tags, run.task.name, run.model.name, run.method.name],
+            "tags": [*run.tracking.tags, run.task.name, run.model.name, run.method.name, run.method.family],
             "config": asdict(run),
         }
 
@@ -65,11 +78,33 @@ class RunDirectory:
             write_json(self.path / "graph.json", self.graph.describe())
 
     def refuse_another(self) -> None:
+        """Refuse a folder that holds the result of another run, or that another run is writing at this moment."""
         held = read(self.path / "run.json")
-        if held is not None and held.get("identity") != self.graph.identity():
-            raise ConfigError(
-                [f"name={self.run.name}: {self.path} holds another run; choose another name or move that folder away"]
-            )
+        if held is None or held.get("identity") == self.graph.identity():
+            return
+        status = read(self.path / "status.json")
+        if read(self.path / "result.json") is None and not (status is not None and alive(status)):
+            return  # it never finished, and what its stages have finished is in the store
+        raise Taken(
+            [
+                f"name={self.run.name}: {self.path} holds another run: {self.what_differs(held)}; give another name=, "
+                "or move that folder away (stages that are the same are not run again)"
+            ]
+        )
+
+    def what_differs(self, held: Mapping[str, Any]) -> str:
+        """Between the run that the folder holds and this one: keys with their values, else stages."""
+        before, now = (dict(_flat(config)) for config in (held.get("config") or {}, redact(asdict(self.run))))
+        keys = [
+            f"{key} is {_word(before.get(key))} there, here {_word(now.get(key))}"
+            for key in sorted(before.keys() | now.keys())
+            if key.split(".")[0] not in PLACEMENT and before.get(key) != now.get(key)
+        ]
+        if not keys:
+            known = {stage["label"]: stage["fingerprint"] for stage in _list(self.path / "graph.json")}
+            stages = [stage.label for stage in self.graph if known.get(stage.label) != stage.fingerprint]
+            return f"the same keys, but another version of the code or of the data ({_several(stages)})"
+        return _several(keys)
 
     def result(self) -> dict[str, Any] | None:
         """The result of this very run, if it was finished before."""
@@ -81,9 +116,7 @@ class RunDirectory:
     def write_metrics(self, stages: list[tuple[str, Artifact]]) -> None:
         """All points of the stages so far, in order, each with its global step."""
         lines = [json.dumps(point, sort_keys=True) for point in points(stages)]
-        scratch = self.metrics.with_suffix(".tmp")
-        scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(scratch, self.metrics)
+        write_text(self.metrics, "".join(f"{line}\n" for line in lines))
 
     def write_student(self, model: Path, card: str) -> None:
         """The student as a plain Hugging Face folder; its weights share the artifact's disk space."""
@@ -103,7 +136,85 @@ class RunDirectory:
         write_json(self.path / "result.json", result)
 
     def write_failure(self, message: str) -> None:
+        """failure.txt: why the run did not finish."""
         (self.path / "failure.txt").write_text(f"{message}\n", encoding="utf-8")
+
+
+class Status:
+    """Writes status.json: what a run does at this moment, for whoever looks at it from outside; a `runner.Screen`.
+
+    {"state": "waiting" | "running" | "finished" | "failed", "stage", "step", "steps", "seconds_left", "pid", "host",
+    "at"}. Progress within a stage is written at most once a second. A disk that takes no more never stops the run here.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path, self.clock = folder / "status.json", clock
+        self.label: str | None = None
+        self.written_at = -STATUS_SECONDS
+
+    def __enter__(self) -> Status:
+        self.write("running")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.write("finished")
+        elif issubclass(kind, Exception):
+            self.write("failed")
+
+    def stage_started(self, label: str, why: str = "") -> None:
+        self.label = label
+        self.write("running")
+
+    def stage_hit(self, label: str, age: float, note: str = "") -> None:
+        self.label = None
+
+    def stage_waiting(self, label: str) -> None:
+        self.label = label
+        self.write("waiting")
+
+    def stage_done(self, label: str, seconds: float) -> None:
+        self.label = None
+
+    def update(self, point: Mapping[str, Any]) -> None:
+        if "step" in point and self.clock() - self.written_at >= STATUS_SECONDS:
+            self.write("running", **{key: point.get(key) for key in ("step", "steps", "seconds_left")})
+
+    def note(self, text: str) -> None:
+        return
+
+    def table(self, table: Any) -> None:
+        return
+
+    def write(self, state: str, **progress: Any) -> None:
+        self.written_at = self.clock()
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        values = dict.fromkeys(("step", "steps", "seconds_left")) | progress
+        told = {"state": state, "stage": self.label, **values, "pid": os.getpid(), "host": socket.gethostname()}
+        scratch = self.path.with_name(f"status.json.{os.getpid()}.tmp")
+        with suppress(OSError):
+            scratch.write_text(json.dumps({**told, "at": now}), encoding="utf-8")
+            os.replace(scratch, self.path)
+
+
+def alive(status: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote a status is still at it; on another machine: whether it never said it ended."""
+    if status.get("state") not in ("running", "waiting"):
+        return False
+    if status.get("host") != socket.gethostname():
+        return True
+    try:
+        number = int(status["pid"])
+        if number <= 0:
+            return False
+        os.kill(number, 0)
+    except PermissionError:
+        return True  # somebody else's
+    except (OSError, KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def points(stages: list[tuple[str, Artifact]]) -> list[dict[str, Any]]:
@@ -130,11 +241,40 @@ def read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def _list(path: Path) -> list[dict[str, Any]]:
+    """The stages of a graph.json; none of one that is not whole."""
+    try:
+        return [
+            stage for stage in json.loads(path.read_text(encoding="utf-8")) if {"label", "fingerprint"} <= set(stage)
+        ]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, where)
+        else:
+            yield where, list(value) if isinstance(value, tuple) else value
+
+
+def _word(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _several(texts: list[str]) -> str:
+    return "; ".join(texts[:SHOWN]) + (f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
+
+
 def used_artifacts(outputs: Path) -> set[str]:
-    """Names of the artifacts that the runs below a folder, and what was analyzed of them, are made of."""
+    """Names of the artifacts that the runs below a folder, and what was analyzed or evaluated of them, are made of."""
     used: set[str] = set()
     runs = [*outputs.glob("runs/*/"), *outputs.glob("sweeps/*/*/")]
     studies = [*outputs.glob("analysis/*/"), *(run / "analysis" for run in runs)]
+    studies += [folder for run in runs for folder in run.glob("evaluations/*/")]
     for file in [folder / "graph.json" for folder in [*runs, *studies]]:
         try:
             used |= {stage["artifact"] for stage in json.loads(file.read_text(encoding="utf-8"))}

@@ -40,9 +40,11 @@ class Record:
                 fix="give folders such as outputs/runs/NAME, outputs/sweeps/NAME or outputs/sweeps/NAME/JOB",
             )
         told = read_json(folder / "run.json")
-        if not {"config", "overrides", "run_id"} <= set(told):
+        if not isinstance(told, dict) or not {"config", "overrides", "run_id"} <= set(told):
             raise StoreError("this run was written by another kdlab", where=str(folder / "run.json"), fix=AGAIN)
         result = read_json(folder / "result.json") if (folder / "result.json").is_file() else None
+        if result is not None and not isinstance(result, dict):
+            raise StoreError("this result was written by another kdlab", where=str(folder / "result.json"), fix=AGAIN)
         failure = folder / "failure.txt"
         reason = failure.read_text(encoding="utf-8").strip() if failure.is_file() else None
         return cls(folder, told, result, reason)
@@ -95,9 +97,12 @@ class Record:
 
     @cached_property
     def graph(self) -> list[dict[str, Any]]:
-        """graph.json: its stages as `Graph.describe` tells them; empty where there is none."""
+        """graph.json: its stages as `Graph.describe` tells them; empty where there is none. Raises StoreError."""
         path = self.folder / "graph.json"
         found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+        parts = {"label", "function", "version", "artifact", "fingerprint", "values", "inputs"}
+        if not isinstance(found, list) or not all(isinstance(stage, dict) and parts <= set(stage) for stage in found):
+            raise StoreError("this graph was written by another kdlab", where=str(path), fix=AGAIN)
         return found
 
     @cached_property
@@ -113,14 +118,17 @@ class Record:
         return found
 
     def store(self, given: str | Path | None = None) -> Path:
-        """The folder of the artifacts: the given one, the one the run names, or the one beside its runs/ or sweeps/."""
+        """The folder of the artifacts: the given one, or the one that the run names.
+
+        A relative name is looked for beside the run's runs/ or sweeps/ first, then from where the command is given.
+        """
         if given is not None:
             return Path(given)
         named = Path(self.told["config"]["store"])
-        if named.is_dir():
-            return named
-        near = [folder / named.name for folder in self.folder.resolve().parents[:3]]
-        return next((folder for folder in near if folder.is_dir()), named)
+        beside = [place.parent for place in self.folder.resolve().parents[:2] if place.name in ("runs", "sweeps")]
+        near = [place / named.name for place in beside]
+        places = [named, *near] if named.is_absolute() else [*near, named]
+        return next((place for place in places if place.is_dir()), named)
 
     def artifact(self, label: str, store: str | Path | None = None) -> Path | None:
         """The folder of what the stage of that label left, or None: no such stage, or the store no longer has it."""

@@ -10,23 +10,23 @@ store: what was analysed once is not analysed again. Nothing of the run itself i
 from __future__ import annotations
 
 import hashlib
-import json
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from kdlab.artifacts import Store
 from kdlab.checks import suggest
+from kdlab.config import PLACEMENT
 from kdlab.errors import ConfigError, KdlabError, StoreError
 from kdlab.graph import Graph, Stage, canonical
+from kdlab.runs import Record
 
 ANALYSES = ("gap", "surface", "noise", "distance", "languages")
 OF_FAMILY = {"distillation": ANALYSES[:4], "crosslingual": ("gap", "languages")}
 ROWS = {"surface": 64, "noise": 300, "distance": 128}  # that each looks at, unless told otherwise
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.3)  # of the noise, as shares of a weight tensor's root mean square
-INCIDENTAL = ("seed", "name", "fresh", "store", "outputs", "hardware", "tracking")  # runs that differ here are seeds
+INCIDENTAL = ("seed", *PLACEMENT, "curves", "budget")  # runs that differ here only are seeds of one setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,42 +64,53 @@ class Settings:
         return made
 
 
+class Configured(Protocol):
+    @property
+    def config(self) -> dict[str, Any]:
+        """That of run.json."""
+        ...
+
+
+Of = TypeVar("Of", bound=Configured)
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A finished run."""
+    """A finished run, and what of its graph is looked at."""
 
-    folder: Path
-    told: Mapping[str, Any]  # run.json
-    result: Mapping[str, Any]  # result.json
+    record: Record
     graph: Graph
     student: Stage
     data: Stage
     teacher: Stage | None
 
     @property
+    def folder(self) -> Path:
+        return self.record.folder
+
+    @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return self.record.name
 
     @property
     def config(self) -> dict[str, Any]:
-        return dict(self.told["config"])
+        return self.record.config
 
     @property
     def seed(self) -> int:
-        return int(self.config["seed"])
+        return self.record.seed
 
     @property
     def family(self) -> str:
-        return str(self.config["method"]["family"])
+        return self.record.family
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        return self.record.finished
 
     @property
     def metric(self) -> str:
         return str(self.result["metric"])
-
-    @property
-    def command(self) -> str:
-        """What was typed to get this run; of a sweep's job, what it comes to alone."""
-        return shlex.join(["kdlab", "train", *self.told["overrides"]])
 
     @property
     def layers(self) -> Stage | None:
@@ -114,25 +125,14 @@ class Subject:
     @classmethod
     def open(cls, folder: Path) -> Subject:
         """Raises StoreError if the folder is not that of a finished run, or its files do not fit together."""
-        if not (folder / "run.json").exists():
-            raise StoreError(
-                "not the folder of a run: it has no run.json",
-                where=str(folder),
-                fix="give folders such as outputs/runs/NAME, outputs/sweeps/NAME or outputs/sweeps/NAME/JOB",
-            )
-        if not (folder / "result.json").exists():
-            raise StoreError(
-                "the run has not finished: it has no result.json",
-                where=str(folder),
-                fix="give the run's command again; it continues where it stopped",
-            )
-        told, result, described = (_read(folder / name) for name in ("run.json", "result.json", "graph.json"))
+        record = Record.open(folder)
+        result, described = record.finished, record.graph
         again = "run it again, under another name"
         try:
             graph = Graph.load(described)
         except KdlabError as problem:
             raise StoreError(problem.what, where=str(folder / "graph.json"), fix=again) from problem
-        if told.get("config", {}).get("method", {}).get("family") == "reasoning":
+        if record.config.get("method", {}).get("family") == "reasoning":
             raise StoreError(
                 "analyze looks at encoders, and this is a reasoning run",
                 where=str(folder),
@@ -140,14 +140,12 @@ class Subject:
             )
         scored = {side: _labelled(graph, f"evaluate_{side}") for side in ("student", "teacher")}
         student, teacher = scored["student"], scored["teacher"]
-        if student is None or not {"config", "overrides"} <= set(told) or "metric" not in result:
+        if student is None or "metric" not in result:
             raise StoreError(
                 "this run can't be analysed: it was written by another kdlab", where=str(folder), fix=again
             )
         return cls(
-            folder,
-            told,
-            result,
+            record,
             graph,
             student.inputs["model"],
             student.inputs["data"],
@@ -188,15 +186,6 @@ def default_folder(given: Sequence[Path], subjects: Sequence[Subject]) -> Path:
         names = sorted(str(subject.folder.resolve()) for subject in subjects)
         name = f"{len(names)}-runs-{hashlib.sha256(canonical(names).encode()).hexdigest()[:8]}"
     return Path(subjects[0].config["outputs"]) / "analysis" / name
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise StoreError(
-            f"the file can't be read: {problem}", where=str(path), fix="give the run's command again"
-        ) from problem
 
 
 def _labelled(graph: Graph, label: str) -> Stage | None:
@@ -266,7 +255,7 @@ def require(subject: Subject, stages: Mapping[str, Stage], settings: Settings, s
         raise StoreError(
             f"what run {subject.name} has made is no longer there: {', '.join(gone)}",
             where=str(store.root),
-            fix=f"make it again with `{subject.command}`, or give the store that has it: --store FOLDER",
+            fix=f"make it again with `{subject.record.command}`, or give the store that has it: --store FOLDER",
         )
 
 
@@ -279,23 +268,51 @@ def alone(planned: Sequence[Mapping[str, Stage]]) -> Graph:
 # seeds of one setting ----------------------------------------------------------------------------------------------
 
 
-def grouped(subjects: Sequence[Subject]) -> dict[str, list[Subject]]:
+def by_setting(runs: Iterable[Of]) -> list[list[Of]]:
+    """Runs that differ in what is incidental only, together."""
+    groups: dict[str, list[Of]] = {}
+    for run in runs:
+        groups.setdefault(canonical(setting(run)), []).append(run)
+    return list(groups.values())
+
+
+def told_apart(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each of some settings (path -> value) that are not the same: a few values that tell it from all the others.
+
+    The same paths for all; each is the one that splits most of what the ones before it left together.
+    """
+    paths = list(dict.fromkeys(path for one in settings for path in one))
+    words = {path: [canonical(one.get(path)) for one in settings] for path in paths}
+    chosen: list[str] = []
+    classes = [0] * len(settings)
+    while len(set(classes)) < len(settings):
+        counts = {path: len(set(zip(classes, values, strict=True))) for path, values in words.items()}
+        best = max(counts, key=lambda path: counts[path], default=None)
+        if best is None or counts[best] == len(set(classes)):
+            break
+        chosen.append(best)
+        numbers: dict[tuple[int, str], int] = {}
+        classes = [numbers.setdefault(key, len(numbers)) for key in zip(classes, words[best], strict=True)]
+    return [{path: one.get(path) for path in chosen} for one in settings]
+
+
+def short(path: str) -> str:
+    """A setting's path without its group, whose name says little: layers.mixup."""
+    return path.partition(".")[2] or path
+
+
+def grouped(subjects: Sequence[Of]) -> dict[str, list[Of]]:
     """Runs that differ in their seed only, together; the labels say in what the groups differ."""
-    groups: dict[str, list[Subject]] = {}
-    for subject in subjects:
-        groups.setdefault(canonical(setting(subject)), []).append(subject)
-    settings = {key: dict(_leaves(setting(group[0]))) for key, group in groups.items()}
+    groups = by_setting(subjects)
+    settings = [leaves(setting(group[0])) for group in groups]
     names = ["method.name"]
-    names += [name for name in ("task.name", "model.name") if len({one[name] for one in settings.values()}) > 1]
-    labels = {key: ", ".join(str(one[name]) for name in names) for key, one in settings.items()}
-    for label in set(labels.values()):
-        alike = [key for key, own in labels.items() if own == label]
-        keys = sorted({name for key in alike for name in settings[key]})
-        differing = [name for name in keys if len({canonical(settings[key].get(name)) for key in alike}) > 1]
-        for key in alike:
-            shown = [f"{name.partition('.')[2]}={settings[key].get(name)}" for name in differing[:3]]
-            labels[key] = ", ".join([label, *shown])
-    return {labels[key]: group for key, group in groups.items()}
+    names += [name for name in ("task.name", "model.name") if len({one[name] for one in settings}) > 1]
+    labels = [", ".join(str(one[name]) for name in names) for one in settings]
+    for label in set(labels):
+        alike = [number for number, own in enumerate(labels) if own == label]
+        for number, shown in zip(alike, told_apart([settings[number] for number in alike]), strict=True):
+            labels[number] = ", ".join([label, *(f"{short(path)}={value}" for path, value in shown.items())])
+    return dict(zip(labels, groups, strict=True))
 
 
 def matrix(subject: Subject) -> str:
@@ -304,15 +321,15 @@ def matrix(subject: Subject) -> str:
     return hashlib.sha256(canonical({**setting(subject), "method": method}).encode()).hexdigest()[:8]
 
 
-def setting(subject: Subject) -> dict[str, Any]:
+def setting(run: Configured) -> dict[str, Any]:
     """The configuration without what makes no other setting of it."""
-    return {key: value for key, value in subject.config.items() if key not in INCIDENTAL}
+    return {key: value for key, value in run.config.items() if key not in INCIDENTAL}
 
 
-def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The values of a configuration by their paths: {"method.layers.mixup": 1.0}; a list is one value."""
+    found: dict[str, Any] = {}
     for key, value in node.items():
         where = f"{path}.{key}" if path else key
-        if isinstance(value, Mapping):
-            yield from _leaves(value, where)
-        else:
-            yield where, value
+        found |= leaves(value, where) if isinstance(value, Mapping) and value else {where: value}
+    return found

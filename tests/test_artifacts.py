@@ -357,7 +357,7 @@ def test_a_full_disk_while_publishing_loses_nothing(store: Store, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(json, "dump", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match="No space left") as caught:
             put(store, "one-1", **{"a.txt": "new"})
     assert "finished work is kept" in str(caught.value.fix)

@@ -20,7 +20,7 @@ from kdlab import catalog
         ("rationales", {"rules", "recorded", "openai", "local"}),
         ("translators", {"rules", "recorded", "apertium", "hf", "m2m100", "nllb", "marian"}),
         ("hardware", {"auto", "cpu", "gpu", "multi_gpu"}),
-        ("experiments", {"cpu/short", "crild/rte"}),
+        ("experiments", {"cpu/short", "crild/glue_truncated"}),
     ],
 )
 def test_every_entry_has_a_description(group: str, some: set[str]) -> None:

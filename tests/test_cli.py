@@ -236,7 +236,7 @@ def test_a_sweep_shares_its_teacher_and_skips_what_is_done(lab: Lab, even: str, 
     table = done.out[: done.out.index("4 of 4")].splitlines()[-12:]
     assert any(line.split()[:1] == ["ft"] for line in table) and any(line.split()[:1] == ["kd"] for line in table)
     (sweep,) = (tmp_path / "sweeps").iterdir()
-    folders = sorted(sweep.iterdir())
+    folders = sorted(path for path in sweep.iterdir() if path.is_dir())
     assert len(folders) == 4 and all((folder / "result.json").exists() for folder in folders)
     results = [read(folder / "result.json") for folder in folders]
     teachers = {result["artifacts"].get("teacher") for result in results} - {None}
@@ -261,7 +261,7 @@ def test_a_failing_job_stops_no_other(lab: Lab, even: str, tmp_path: Path) -> No
     (failed,) = [words for words in done.out.splitlines() if words.startswith("failed: ")]
     assert "txet" in failed and "txet" in done.err
     sweep = tmp_path / "sweeps" / "mixed"
-    bad, good = sorted(sweep.iterdir(), key=lambda folder: (folder / "result.json").exists())
+    bad, good = sorted(sweep.glob("*/"), key=lambda folder: (folder / "result.json").exists())
     assert "text" in (bad / "failure.txt").read_text() and not (bad / "result.json").exists()
     assert (good / "result.json").exists() and not (good / "failure.txt").exists()
     again = lab.run(line, outputs=tmp_path)

@@ -18,7 +18,7 @@ from kdlab import config
 from kdlab.artifacts import Artifact
 from kdlab.report.card import differences, model_card
 from kdlab.report.result import build, without_credentials
-from kdlab.report.summary import comparison_table, count, score_table, summary_table
+from kdlab.report.summary import count, score_table, summary_table
 
 
 def scores(selected: float, last: float, best: float) -> dict[str, Any]:
@@ -221,39 +221,6 @@ def test_every_score_is_in_the_score_table() -> None:
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if "mismatched" in line)
     assert row.split() == ["mismatched", "accuracy", "-", "69.4", "62.2", "62.5", "64.3"]
-
-
-def with_run(method: str, seed: int, selected: float, **changes: Any) -> dict[str, Any]:
-    result = copy.deepcopy(RESULT)
-    result["run"] |= {"method": method, "seed": seed, "name": f"{method}-{seed}", **changes}
-    result["student"]["scores"]["dev"]["accuracy"]["selected"] = selected
-    return result
-
-
-def test_seeds_of_a_method_make_one_row() -> None:
-    results = [with_run("kd", 1, 0.60), with_run("kd", 2, 0.62), with_run("cr_ild", 1, 0.64)]
-    results.insert(0, {**with_run("ft", 1, 0.5), "teacher": None})
-    rows = [line.split() for line in printed(comparison_table(results))]
-    labelled = {row[0]: row for row in rows if row}
-    assert labelled["teacher"] == ["teacher", "109.5", "M", "41.3", "70.4", "±", "0.0", "2"]
-    assert labelled["ft"] == ["ft", "67.0", "M", "20.9", "50.0", "1"]
-    assert labelled["kd"] == ["kd", "67.0", "M", "20.9", "61.0", "±", "1.4", "2"]
-    assert labelled["cr_ild"][4:] == ["64.0", "1"]
-
-
-def test_runs_that_differ_in_more_than_the_seed_stay_apart() -> None:
-    results = [with_run("kd", 1, 0.60, name="lr=1e-5"), with_run("kd", 1, 0.62, name="lr=3e-5")]
-    lines = printed(comparison_table(results))
-    assert any("lr=1e-5" in line and "60.0" in line for line in lines)
-    assert any("lr=3e-5" in line and "62.0" in line for line in lines)
-    assert max(map(len, lines)) <= 80
-
-
-def test_several_tasks_are_named() -> None:
-    results = [with_run("kd", 1, 0.6), with_run("kd", 1, 0.7, task="glue/rte")]
-    lines = printed(comparison_table(results))
-    assert max(map(len, lines)) <= 80
-    assert any("glue/rte" in line for line in lines)
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "-"), (0, "0"), (999, "999"), (1_500, "1.5 k"), (2.5e12, "2.5 T")])
@@ -572,47 +539,6 @@ def test_a_prompt_baseline_selects_nothing_on_the_test_set(store: Store) -> None
 def test_names_with_brackets_stay_in_the_tables(store: Store) -> None:
     result = store.result(reasoning(name="[bold]x[/]"))
     assert "[bold]x[/]: accuracy" in printed(summary_table(result))[0]
-    assert any("[red]" in line for line in printed(comparison_table([with_run("[red]a", 1, 0.6)])))
-
-
-def compared(store: Store, method: str, seed: int, selected: float, **changes: Any) -> dict[str, Any]:
-    result = store.result(reasoning(method__name=method, seed=seed, name=f"{method}-{seed}", **changes))
-    result["student"]["scores"]["test"]["accuracy"]["selected"] = selected
-    return result
-
-
-def test_reasoning_methods_side_by_side(store: Store) -> None:
-    zs = store.result(reasoning(method__name="zs", method__stages=["answer"]), without=PROMPTED)
-    results = [zs, compared(store, "ft_cot", 1, 0.6), compared(store, "ft_cot", 2, 0.62)]
-    lines = printed(comparison_table(results))
-    rows = {line.split()[0]: line.split() for line in lines if line.split()}
-    assert max(map(len, lines)) <= 80
-    assert "accuracy on test" in lines[0]
-    assert rows["teacher"] == ["teacher", "-", "-", "49.0", "60.0", "75.0", "±", "0.0", "2"]
-    assert rows["zs"] == ["zs", "124.0", "M", "300", "49.0", "60.0", "50.0", "(35.0-80.0)", "1"]
-    assert rows["ft_cot"] == ["ft_cot", "124.0", "M", "300", "49.0", "60.0", "61.0", "±", "1.4", "2"]
-
-
-def test_marks_in_the_comparison_are_explained(store: Store) -> None:
-    results = [compared(store, "ft_cot", 1, 0.6, select_on="test"), compared(store, "ft_answer", 1, 0.5)]
-    results[1]["constant"] = {"answer": "No", "accuracy": 0.6, "share": 1.0}
-    lines = printed(comparison_table(results))
-    assert any("60.0 (35.0-80.0)*" in line for line in lines)
-    assert any("50.0 (35.0-80.0)=" in line for line in lines)
-    text = " ".join(" ".join(lines).split())
-    assert "* selected on the test set, as the paper did: optimistic" in text
-    assert "= like the score of a constant answer" in text
-
-
-def test_teachers_that_are_not_the_same_have_rows_of_their_own(store: Store) -> None:
-    first, second = compared(store, "ft_cot", 1, 0.6), compared(store, "ft_cot_diverse", 1, 0.7)
-    second["teacher"]["scores"]["test"]["accuracy"]["selected"] = 0.5
-    rows = [line.split() for line in printed(comparison_table([first, second]))]
-    assert [row[-2] for row in rows if row[:2] == ["teacher", "of"]] == ["75.0", "50.0"]
-    other = compared(store, "ft_cot", 2, 0.6)
-    other["teacher"]["name"] = "gpt-x"
-    text = "".join("".join(printed(comparison_table([first, other]))).split())
-    assert "teachergpt-x" in text and "teachertext-davinci" in text
 
 
 # reasoning: the model card

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 from dataclasses import asdict
@@ -23,10 +22,9 @@ from kdlab.graph import Graph, Stage, Work
 from kdlab.report import plots
 from kdlab.report.card import model_card
 from kdlab.report.graph import plan_table
-from kdlab.report.languages import comparison_table, language_table, tables
+from kdlab.report.languages import language_table, tables
 from kdlab.report.result import build
 from kdlab.report.study import matrices
-from kdlab.report.summary import comparison_table as methods_table
 from kdlab.report.summary import score_table, summary_table
 from kdlab.report.sync import summary_of
 from kdlab.study import Settings
@@ -276,7 +274,7 @@ def test_selection_on_the_test_set_is_labelled_everywhere(made: Made) -> None:
     note = "chosen on the test set, as the official code does: optimistic"
     assert found["student"]["selection"]["note"] == note
     assert found["scores"]["test"]["accuracy"] == {"selected": 0.6, "last": 0.5, "best": 0.55}
-    for table in (summary_table(found), score_table(found), comparison_table([found])):
+    for table in (summary_table(found), score_table(found)):
         assert note in " ".join(" ".join(printed(table)).split())
     card = model_card(found, asdict(run))
     assert "Checkpoints are chosen on the test set, as the official code does: its scores are optimistic." in card
@@ -344,44 +342,6 @@ def test_all_modes_and_many_languages_fit_80_columns(made: Made) -> None:
     lines = printed(language_table(found))
     assert max(map(len, lines)) <= 80 and any("1234 + 1300" in line for line in lines)
     assert not any("…" in line for line in lines)
-    found["run"]["method"] = "translate_train"
-    other = copy.deepcopy(found)
-    other["run"] |= {"seed": 7, "select_on": "test"}
-    lines = printed(comparison_table([found, other]))
-    assert max(map(len, lines)) <= 80 and by_first(lines)["translate_train"][-1] == "2"
-
-
-def compared(made: Made, method: str, seed: int, inference: str = "both", shift: float = 0.0) -> dict[str, Any]:
-    found = made.result(crosslingual(method__name=method, seed=seed, name=f"{method}-{seed}"))
-    found["inference"]["mode"] = inference
-    for groups in found["means"]["test"].values():
-        for values in groups.values():
-            values["accuracy"] += shift
-    return found
-
-
-def test_methods_beside_the_means_of_every_mode(made: Made) -> None:
-    results = [
-        compared(made, "zero_shot_xlt", 1, "original"),
-        compared(made, "musc", 1),
-        compared(made, "musc", 2, shift=0.02),
-    ]
-    lines = printed(comparison_table(results))
-    rows = by_first(lines)
-    assert max(map(len, lines)) <= 80 and "accuracy on test, mean over languages" in lines[0]
-    assert rows["zero_shot_xlt"] == ["zero_shot_xlt", "original", "60.0", "60.0", "70.0", "72.0", "50.0", "1"]
-    assert rows["musc"] == ["musc", "both", "73.0", "±", "1.4", "61.0", "71.0", "73.0", "69.0", "2"]
-    assert any("musc: musc-1, seed 1" in line for line in printed(comparison_table([results[1], results[1]]), 120))
-    assert by_first(printed(methods_table(results)))["musc"][:3] == ["musc", "177.0", "M"]  # beside other families
-
-
-def test_kinds_of_training_texts_have_rows_of_their_own(made: Made) -> None:
-    results = [compared(made, "musc", 1), compared(made, "musc", 2), compared(made, "musc", 1, shift=0.1)]
-    results[2]["training"] = {"texts": "original", "languages": LANGUAGES}
-    lines = [line.split() for line in printed(comparison_table(results), 120)]
-    shown = {" ".join(line[:3]): line[3:] for line in lines if line[:1] == ["musc"]}
-    assert shown["musc on translated"][:4] == ["both", "72.0", "±", "0.0"]
-    assert shown["musc on original"][:2] == ["both", "82.0"]
 
 
 def test_the_table_and_the_summary_for_wandb(made: Made) -> None:

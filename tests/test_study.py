@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -353,15 +354,15 @@ def test_all_that_is_wrong_with_the_settings_is_said_at_once() -> None:
 
 def altered(subject: study.Subject, folder: str, **changes: Any) -> study.Subject:
     """The same run with other values in its configuration: seed=2, method__layers__mixup=0.0."""
-    told = json.loads(json.dumps(subject.told))
+    told = json.loads(json.dumps(subject.record.told))
     for path, value in changes.items():
         *way, last = path.split("__")
         node = told["config"]
         for name in way:
             node = node[name]
         node[last] = value
-    teacher = subject.teacher
-    return study.Subject(Path(folder), told, subject.result, subject.graph, subject.student, subject.data, teacher)
+    record = replace(subject.record, folder=Path(folder), told=told)
+    return study.Subject(record, subject.graph, subject.student, subject.data, subject.teacher)
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(subject: study.Subject) -> None:

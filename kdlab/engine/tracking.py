@@ -140,7 +140,7 @@ class Tracker:
                 "run_tags": [label[:64] for label in labels],  # wandb refuses longer ones
             }
         )
-        self._config = redact(config)
+        self._config = redact({key: value for key, value in config.items() if key != "expected"})  # the papers' numbers
         self._run: Any = None
         self._step = 0
 
@@ -173,15 +173,8 @@ class Tracker:
         step = int(point.get("global_step", self._step))
         if step < self._step:
             return
-        stage = point.get("stage")
-        prefix = f"{stage}/" if stage else ""
-        values = {
-            prefix + key: value
-            for key, value in _flat(point).items()
-            if key not in ("stage", "global_step") and _loggable(value)
-        }
         with self._guard("wandb failed; the run goes on untracked"):
-            self._run.log({**values, "global_step": step}, step=step)
+            self._run.log({**logged(point), "global_step": step}, step=step)
             self._step = step
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -194,14 +187,16 @@ class Tracker:
             table = wandb.Table(columns=list(columns), data=redact(rows), allow_mixed_types=True)
             self._run.log({name: table}, step=self._step)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the final summary ("scores/dev/accuracy/selected": 0.63) and close the run."""
+    def finish(self, summary: Mapping[str, Any], *, whole: bool = True) -> None:
+        """Write the final summary ("scores/dev/accuracy/selected": 0.63) and close the run.
+
+        whole: False marks it as failed, for a run that did not get to its end.
+        """
         if self._run is None:
             return
         with self._guard("wandb failed; the run's summary is in result.json only"):
-            values = {key: value for key, value in _flat(redact(summary)).items() if _loggable(value)}
-            self._run.summary.update(values)
-        self._close(exit_code=0)
+            self._run.summary.update(summarised(redact(summary)))
+        self._close(exit_code=0 if whole else 1)
 
     def _start_online(self) -> None:
         if not key_configured():
@@ -295,6 +290,21 @@ def _wandb_data_in(folder: Path) -> Iterator[None]:
             del os.environ["WANDB_DATA_DIR"]
         else:
             os.environ["WANDB_DATA_DIR"] = before
+
+
+def logged(point: Mapping[str, Any]) -> dict[str, Any]:
+    """What is logged of a point, keys under its stage: "logits/eval/dev/accuracy"."""
+    prefix = f"{point['stage']}/" if point.get("stage") else ""
+    return {
+        prefix + key: value
+        for key, value in _flat(point).items()
+        if key not in ("stage", "global_step") and _loggable(value)
+    }
+
+
+def summarised(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a summary: "scores/dev/accuracy/selected"."""
+    return {key: value for key, value in _flat(summary).items() if _loggable(value)}
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -61,13 +61,14 @@ from kdlab.config import (
     Run,
     asked_languages,
     read_languages,
+    together,
     trained_languages,
 )
 from kdlab.data.languages import BACK, View
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph, Stage, Work
 from kdlab.methods.data import conditions, drawn, language_sources, reader
-from kdlab.methods.distillation import FIT_FIELDS, encoder_problems, measured, processes
+from kdlab.methods.distillation import FIT_FIELDS, encoder_problems, measured
 from kdlab.models.architectures import estimate_parameters
 from kdlab.pins import Pins
 from kdlab.translators import apertium, hf, rules
@@ -79,7 +80,7 @@ def plan(run: Run, pins: Pins) -> Graph:
     """The stages above, as far as the method's texts and views need them."""
     method = run.method
     assert isinstance(method, Crosslingual)
-    build = _Builder(run, method, pins)
+    build = Builder(run, method, pins)
     config = build.model.config
     problems = [] if config is None else encoder_problems(run, "student", config)
     if problems:
@@ -87,7 +88,7 @@ def plan(run: Run, pins: Pins) -> Graph:
     return build.graph()
 
 
-class _Builder:
+class Builder:
     """Makes the stages of this family; each method returns one."""
 
     def __init__(self, run: Run, method: Crosslingual, pins: Pins) -> None:
@@ -280,7 +281,7 @@ class _Builder:
         select = self.selection()
         needs_sets = run.select_on == "test" or (select is not None and select["view"] != "original")
         coupled = fit.mixup > 0 or fit.contrast.weight > 0
-        share = -(-fit.batch_size // processes())
+        share = -(-fit.batch_size // together(run.hardware))
         return Stage(
             "kdlab.stages.crosslingual:finetune_pairs",
             "student",
@@ -299,7 +300,7 @@ class _Builder:
                 "precision": run.precision,
                 "max_steps": run.debug.steps,
                 "forward_rows": min(share, run.hardware.micro_batch or share) if coupled else None,
-                "processes": processes() if coupled else None,
+                "processes": together(run.hardware) if coupled else None,
             },
             inputs={"data": data, **({"sets": sets} if needs_sets and sets is not None else {})},
             places={} if self.model.place is None else {"model": self.model.place},

@@ -42,16 +42,16 @@ def data_stages(run: Run, pins: Pins, models: Mapping[str, Pinned], *, teacher_s
     notes = conditions(task, teacher_seed=teacher_seed if taught else None)
     read = reader(run, models)
 
-    prepared = _prepared(run, pins, task, "prepare", few_seed=own_seed, noisy=True, notes=tuple(notes))
+    prepared = prepare_stage(run, pins, task, "prepare", few_seed=own_seed, noisy=True, notes=tuple(notes))
     student = read.tokenised(prepared, "tokenise", task.max_length)
-    own = _prepared(run, pins, task, "prepare_teacher", few_seed=few_seed, noisy=noisy)
+    own = prepare_stage(run, pins, task, "prepare_teacher", few_seed=few_seed, noisy=noisy)
     teacher = student
     if own.fingerprint != prepared.fingerprint:
         other_texts = prepared.values["seed"] != own.values["seed"]
         teacher = read.tokenised(own, "tokenise_teacher", task.max_length, words_of=student if other_texts else None)
     sets = supplement = None
     if task.splits.test or task.evaluations:
-        sets = read.tokenised(_sets(run, pins, prepared), "tokenise_sets", task.max_length, words_of=student)
+        sets = read.tokenised(sets_stage(run, pins, prepared), "tokenise_sets", task.max_length, words_of=student)
     if run.supplement is not None:
         texts = _supplement(run, pins, run.supplement)
         supplement = read.tokenised(texts, "tokenise_supplement", task.max_length, words_of=student)
@@ -79,7 +79,7 @@ def conditions(task: Task, *, teacher_seed: int | None = None) -> list[str]:
     return lines
 
 
-def _prepared(
+def prepare_stage(
     run: Run,
     pins: Pins,
     task: Task,
@@ -123,7 +123,7 @@ def drawn(run: Run, task: Task, *, few_seed: int, noisy: bool = True) -> dict[st
     }
 
 
-def _sets(run: Run, pins: Pins, prepared: Stage) -> Stage:
+def sets_stage(run: Run, pins: Pins, prepared: Stage) -> Stage:
     task, source = run.task, pins.source(run.task.source)
     return Stage(
         "kdlab.stages.prepare:prepare_sets",
@@ -148,7 +148,7 @@ def _supplement(run: Run, pins: Pins, supplement: Task) -> Stage:
         plain = replace(supplement, noise=Noise(), dev_limit=None, heldout=0.0)
         notes = (f"the texts of {supplement.name}", *conditions(plain))
         seed = run.seed if plain.few.seed is None else plain.few.seed
-        return _prepared(run, pins, plain, "prepare_supplement", few_seed=seed, noisy=False, dev=False, notes=notes)
+        return prepare_stage(run, pins, plain, "prepare_supplement", few_seed=seed, noisy=False, dev=False, notes=notes)
     source, passages = pins.source(supplement.source, "supplement"), supplement.passages
     if passages.unit == "row":
         passages = Passages(limit=passages.limit)

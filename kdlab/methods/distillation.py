@@ -45,7 +45,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from kdlab.config import Distillation, Encoder, Fit, Hardware, LayerFit, LayerObjective, LogitFit, Run, Task
+from kdlab.config import Distillation, Encoder, Fit, Hardware, LayerFit, LayerObjective, LogitFit, Run, Task, together
 from kdlab.errors import ConfigError, KdlabError
 from kdlab.graph import Graph, Stage, Work
 from kdlab.methods.data import Data, data_stages, in_source_language
@@ -233,7 +233,7 @@ class _Builder:
 
     def coupled(self, fit: Fit, couples: bool) -> dict[str, Any]:
         """The rows of a forward pass and the processes, where they decide which examples meet."""
-        rows = {"forward_rows": self.forward_rows(fit), "processes": processes()}
+        rows = {"forward_rows": self.forward_rows(fit), "processes": together(self.run.hardware)}
         return rows if couples else {"forward_rows": None, "processes": None}
 
     def drawn(self, fit: LayerObjective) -> tuple[str, ...]:
@@ -281,7 +281,7 @@ class _Builder:
 
     def forward_rows(self, fit: Fit) -> int:
         """Rows of one forward pass in one process: examples are mixed with each other within it."""
-        share = -(-fit.batch_size // processes())
+        share = -(-fit.batch_size // together(self.run.hardware))
         return min(share, self.run.hardware.micro_batch or share)
 
     def work(self, side: str, fit: Fit, *, teacher: bool = False, supplement: bool = False) -> Work:
@@ -313,11 +313,6 @@ class _Builder:
         if encoder.init == "cut":
             config = {**config, "num_hidden_layers": len(_kept(encoder))}
         return estimate_parameters(config)
-
-
-def processes() -> int:
-    """How many train together; torchrun says so."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def draw(fit: LayerObjective, student_layers: int, teacher_layers: int) -> list[str]:

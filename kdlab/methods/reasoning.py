@@ -62,7 +62,7 @@ def plan(run: Run, pins: Pins) -> Graph:
     """The stages that `method.stages` names, and the scores of the student and of its teacher."""
     method = run.method
     assert isinstance(method, Reasoning)
-    build = _Builder(run, method, pins)
+    build = Builder(run, method, pins)
     problems = build.problems()
     if problems:
         raise ConfigError(problems)
@@ -81,7 +81,7 @@ def letters(task: Task) -> str | None:
     return task.choices
 
 
-class _Builder:
+class Builder:
     """Makes the stages of this family; each method returns one."""
 
     def __init__(self, run: Run, method: Reasoning, pins: Pins) -> None:

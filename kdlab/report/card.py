@@ -215,16 +215,24 @@ SETTINGS: dict[str, tuple[str, ...]] = {stage: (f"method.{stage}.",) for stage i
 SETTINGS["rationales"] = ("method.curation.", "method.samples", "method.temperature", "rationales.")
 
 
-def model_card(result: Mapping[str, Any], run: Mapping[str, Any], overrides: Sequence[str] = ()) -> str:
+def model_card(
+    result: Mapping[str, Any],
+    run: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    place: str = "student",
+    onnx: str | None = None,
+) -> str:
     """Markdown with YAML front matter.
 
     result: what result.json holds; run: the resolved config as plain values (asdict of config.Run); overrides: what was
-    given to `kdlab train`.
+    given to `kdlab train`; place: what the reader calls the folder: its name, or owner/name on the Hub; onnx: of a
+    student that was exported to ONNX what its check against torch has found.
     What is not known (licence, a language, a base model that is a local folder) is left out, not guessed.
     """
     writes = run["method"]["family"] == "reasoning"
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(result, run), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(_front_matter(result, run, onnx), sort_keys=False, allow_unicode=True)}---",
         f"# {result['run']['name']}",
         _introduction(result, run),
         _data(run),
@@ -235,7 +243,7 @@ def model_card(result: Mapping[str, Any], run: Mapping[str, Any], overrides: Seq
         _scores(result),
         _scores_by_language(result) if _multilingual(run) else "",
         _size_and_speed(result),
-        _asking(result, run) if writes else _loading(run),
+        _running(result, run, place, onnx) if onnx else _asking(result, run, place) if writes else _loading(run, place),
         _views(result) if _multilingual(run) else "",
         _reproduction(overrides) if overrides else "",
         _citations(run),
@@ -288,7 +296,7 @@ def _default(item: Field[Any]) -> Any:
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
-def _front_matter(result: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+def _front_matter(result: Mapping[str, Any], run: Mapping[str, Any], onnx: str | None) -> dict[str, Any]:
     source = run["task"].get("source", {})
     hub = source.get("hub")
     metrics = dict.fromkeys(name for row in score_rows(result) for name in HUB_METRICS.get(row.metric, ()))
@@ -297,10 +305,11 @@ def _front_matter(result: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str
         *(["knowledge-distillation"] if result.get("teacher") else []),
         *(["chain-of-thought"] if _thinks(run) else []),
         *(["cross-lingual-transfer"] if _multilingual(run) else []),
+        *(["onnx"] if onnx else []),
     ]
     matter: dict[str, Any] = {
         "language": _languages(run) if _multilingual(run) else LANGUAGES.get(hub) if hub else None,
-        "library_name": "transformers",
+        "library_name": None if onnx else "transformers",
         "pipeline_tag": None if run["task"].get("kind") == "regression" else _pipeline(result, run),
         "tags": ["kdlab", *tags],
         "base_model": base,
@@ -718,27 +727,91 @@ def _one_line(title: str) -> str:
     return title.replace("\n", " ")
 
 
-def _loading(run: Mapping[str, Any]) -> str:
-    text = """## How to load
+def _loading(run: Mapping[str, Any], place: str) -> str:
+    text = f"""## How to load
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-folder = "student"  # the folder that holds this file
+folder = {json.dumps(place)}  # {_where(place)}
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
     if run["model"].get("student", {}).get("head") == "official":
         text += (
             "\n\n**Warning:** this student was trained with the head of the official code, a ReLU before the"
-            "\nclassifier. Plain transformers knows no such head: the code above loads the model but gives"
-            "\nother scores than those of this card. `kdlab.models.encoder.load_saved` reads the head as it"
-            "\nwas trained."
+            "\nclassifier. Plain transformers knows no such head: without the lines below the code above gives"
+            "\nother scores than those of this card."
+            "\n\n```python\nimport torch\n\nmodel.dropout = torch.nn.ReLU()  # in place of a module that does nothing"
+            " in eval mode\n```"
         )
     return text
 
 
-def _asking(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def _where(place: str) -> str:
+    return "on the Hub" if "/" in place else "the folder that holds this file"
+
+
+def _running(result: Mapping[str, Any], run: Mapping[str, Any], place: str, check: str) -> str:
+    """How to run a student that is an ONNX model."""
+    fetched = "snapshot_download(" + json.dumps(place) + ")" if "/" in place else json.dumps(place)
+    head = ["import json", "from pathlib import Path", "", "import numpy as np", "import onnxruntime"]
+    head += ["from huggingface_hub import snapshot_download"] if "/" in place else []
+    head += ["from transformers import AutoTokenizer", "", f"folder = {fetched}  # {_where(place)}"]
+    head += ['session = onnxruntime.InferenceSession(f"{folder}/model.onnx")']
+    writes = run["method"]["family"] == "reasoning"
+    body = _written(result, run) if writes else _classified(run)
+    parts = ["\n".join(["## How to run", "", "```python", *head, *body, "```"])]
+    if writes:
+        parts += ["The model keeps no cache of what it has read: each token costs a pass over the whole text."]
+        parts += [ENDS[run["method"]["prompt"]["template"]]]
+    side = "; padding may be on either side" if writes else ""
+    parts += [f"Rows of any length that the model reads, in batches of any size{side}."]
+    return "\n\n".join([*parts, f"Compared with torch: {check}."])
+
+
+def _classified(run: Mapping[str, Any]) -> list[str]:
+    task = run["task"]
+    names = ["first", "second"] if len(task["text"]) == 2 else ["texts"]
+    gives = (
+        ["print(logits[:, 0])"]
+        if task.get("kind") == "regression"
+        else [
+            'names = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["id2label"]',
+            "print([names[str(number)] for number in logits.argmax(-1)])",
+        ]
+    )
+    return [
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "",
+        *(f'{name} = ["..."]' for name in names),
+        f'cut = {{"padding": True, "truncation": True, "max_length": {task["max_length"]}}}',
+        f'encoded = tokenizer({", ".join(names)}, **cut, return_tensors="np")',
+        "inputs = {one.name: encoded[one.name].astype(np.int64) for one in session.get_inputs()}",
+        '(logits,) = session.run(["logits"], inputs)',
+        *gives,
+    ]
+
+
+def _written(result: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    asked = result["prompt"] or {}
+    template = json.dumps(asked.get("template") or "{question}", ensure_ascii=False)
+    return [
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'ends = json.loads(Path(folder, "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]',
+        "",
+        f'prompt = {template}.replace("{{question}}", "...")',
+        'ids = prompt_ids = tokenizer([prompt], return_tensors="np")["input_ids"].astype(np.int64)',
+        f"for _ in range({run['method']['answer']['max_tokens']}):",
+        '    (logits,) = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})',
+        "    ids = np.concatenate([ids, logits[:, -1:].argmax(-1)], axis=1)",
+        "    if np.isin(ids[0, -1], ends):",
+        "        break",
+        "print(tokenizer.decode(ids[0, prompt_ids.shape[1] :], skip_special_tokens=True))",
+    ]
+
+
+def _asking(result: Mapping[str, Any], run: Mapping[str, Any], place: str) -> str:
     """How to load a student that writes, and how to ask it."""
     method, asked = run["method"], result["prompt"] or {}
     seq2seq = result["student"]["encoder_decoder"]
@@ -751,7 +824,7 @@ def _asking(result: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 ```python
 from transformers import {kind}, AutoTokenizer
 
-folder = "student"  # the folder that holds this file
+folder = {json.dumps(place)}  # {_where(place)}
 model = {kind}.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder{padding})
 

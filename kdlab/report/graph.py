@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from rich import box
 from rich.table import Table
@@ -24,11 +26,15 @@ from kdlab.report.summary import count, megabytes
 from kdlab.runner import State, other_code, states
 
 UNKNOWN = "~"
+MANY = 4  # stages of one label that a sweep still lists one by one
 FLOPS_PER_SECOND = 5e10  # of a processor nobody has measured yet
 BYTES_PER_PARAMETER = 4
 TOKENS_PER_ROW = 0.4  # of max_length, until the data is prepared
 QUESTION_CHARACTERS = 200  # of a question, until the data is prepared
 RATIONALE_CHARACTERS = 400  # of a rationale, until it is written
+
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,139 @@ def plan_table(graph: Graph, store: Store, fresh: Sequence[str]) -> Table:
         _sum(megabytes(bytes_), known=bytes_ > 0, any_left=bool(totals)),
     )
     return table
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A stage of a sweep: where it stands, what it costs, how many jobs need it."""
+
+    stage: Stage
+    state: State
+    work: Estimate  # to do, or done
+    jobs: int
+
+    @property
+    def left(self) -> bool:
+        return self.state in ("run", "resume")
+
+
+def sweep_table(jobs: Sequence[Graph], store: Store, fresh: Sequence[str], *, every_stage: bool = False) -> Table:
+    """The graphs of a sweep's jobs as one: what they share once, with the number of jobs that need it; then the sums.
+
+    Stages of one label are added up where there are many, unless every stage is wanted.
+    """
+    whole = Graph.of(
+        {f"{number}/{name}": stage for number, job in enumerate(jobs) for name, stage in job.targets.items()}
+    )
+    rows = _sweep_rows(jobs, whole, store, fresh)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("stage", "state", "needed by", "steps", "tokens", "time", "MB"):
+        words = column in ("stage", "state", "needed by")
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
+    alike: dict[str, list[_Row]] = {}
+    for row in rows:
+        alike.setdefault(row.stage.label, []).append(row)
+    for label, group in alike.items():
+        parts = [group] if len(group) > MANY and not every_stage else [[row] for row in group]
+        for part in parts:
+            name = label if len(part) == 1 else f"{label} x {len(part)}"
+            table.add_row(name, _states(part), _needed_by(part), *_figures([row.work for row in part], part[0]))
+    left = [row for row in rows if row.left]
+    table.add_section()
+    table.add_row("to run", f"{len(left)} of {len(rows)}", "", *_totals([row.work for row in left]))
+    alone = [row.work for row in left for _ in range(row.jobs)]
+    if len(alone) > len(left):
+        table.add_row("without sharing", f"{len(alone)}", "", *_totals(alone))
+    done = [row for row in rows if row.state == "cached"]
+    if done:
+        table.add_row("finished already", f"{len(done)} of {len(rows)}", "", *_totals([row.work for row in done], "0"))
+    return table
+
+
+def code_notes(graph: Graph, store: Store) -> list[str]:
+    """How many of the stages that a sweep takes from the store were made by another version of kdlab."""
+    made = [artifact for stage in graph if (artifact := _known(stage, store)) is not None]
+    other = [artifact for artifact in made if other_code(artifact)]
+    return [f"other code: {len(other)} of the {len(made)} stages in the store were made by another kdlab"] * bool(other)
+
+
+def finished_jobs(jobs: Sequence[Graph], store: Store, fresh: Sequence[str]) -> int:
+    """Of how many jobs the store has all that they end in."""
+    return sum(all(state in ("cached", "idle") for state in states(job, store, list(fresh)).values()) for job in jobs)
+
+
+def _sweep_rows(jobs: Sequence[Graph], whole: Graph, store: Store, fresh: Sequence[str]) -> list[_Row]:
+    found = states(whole, store, list(fresh))
+    speed = _speed(store)
+    needed: Counter[str] = Counter(stage.fingerprint for job in jobs for stage in job)
+    rows = []
+    for stage in whole:
+        state = found[stage.fingerprint]
+        artifact = _known(stage, store) if state == "cached" else None
+        work = _estimate(stage, store, speed) if artifact is None else _cached(artifact)
+        rows.append(_Row(stage, state, work, needed[stage.fingerprint]))
+    return rows
+
+
+def _states(rows: Sequence[_Row]) -> str:
+    counts = Counter(row.state if row.stage.pinned else "unpinned" for row in rows)
+    if counts["cached"] and len(counts) > 1:
+        return f"{counts['cached']}/{len(rows)} cached"
+    return next(state for state in ("unpinned", "resume", "run", "cached", "idle") if counts[state])
+
+
+def _needed_by(rows: Sequence[_Row]) -> str:
+    """ "6 jobs"; of several stages each: "1-3 jobs"."""
+    numbers = sorted({row.jobs for row in rows})
+    spread = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+    return f"{spread} job{'s' if numbers[-1] > 1 else ''}"
+
+
+def _figures(work: Sequence[Estimate], row: _Row) -> tuple[str, str, str, str]:
+    """Steps, tokens, time and disk of a stage, or of several alike together."""
+    return (
+        _number(_added(one.steps for one in work), row.stage),
+        _number(_added(one.tokens for one in work), row.stage),
+        _shown(_added(one.seconds for one in work), _rough),
+        _shown(_added(one.bytes for one in work), _megabytes),
+    )
+
+
+def _totals(work: Sequence[Estimate], mark: str = UNKNOWN) -> tuple[str, str, str, str]:
+    """Sums of what is known, marked where they are estimates, or something is not known."""
+    shown = []
+    for values, show in (
+        ([one.steps for one in work], lambda value: count(value) if value >= 10_000 else f"{value:.0f}"),
+        ([one.tokens for one in work], count),
+        ([one.seconds for one in work], _rough),
+        ([one.bytes for one in work], _megabytes),
+    ):
+        known = [value for value in values if value is not None]
+        text = show(float(sum(known))) if known else ""
+        shown.append(("0" if not work else UNKNOWN) if not known else text if mark == "0" else f"~{text}")
+    steps, tokens, seconds, size = shown
+    return steps, tokens, seconds, size
+
+
+def _added(values: Iterable[Number | None]) -> Number | None:
+    """The sum; None if any is not known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return None if len(known) < len(found) or not known else sum(known[1:], known[0])
+
+
+def _rough(seconds: float) -> str:
+    """A duration with its smaller unit only where the larger one is below 10."""
+    number, unit, *_ = (text := duration(seconds)).split()
+    return f"{number} {unit}" if float(number) >= 10 else text
+
+
+def _megabytes(size: float) -> str:
+    return megabytes(size) if size < 1e8 else f"{size / 1e6:.0f}"
+
+
+def _shown(value: float | None, show: Callable[[float], str]) -> str:
+    return "" if value is None else show(value)
 
 
 def plan_notes(graph: Graph) -> list[str]:

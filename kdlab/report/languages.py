@@ -6,8 +6,7 @@ the text translated to the source language and back. The source language has one
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -15,16 +14,10 @@ from rich.table import Table
 from kdlab.data.languages import View
 from kdlab.report.summary import (
     Result,
-    by_method,
-    by_place,
-    compared_by,
     hundredfold,
-    marks,
     metric_name,
-    over_seeds,
     split_of,
     titled,
-    told_marks,
     with_columns,
 )
 
@@ -32,7 +25,6 @@ MODES = ("original", "translated", "both", "back_translated")
 OWN = " (score)"  # behind the run's own mode
 LACKING = "without translation"
 NARROW = {OWN: "\n(score)", LACKING: "without\ntransl.", "back_translated": "back-\ntrans."}  # for the terminal
-SHORT = {"original": "orig-\ninal", "translated": "trans-\nlated", "back_translated": "back-\ntrans."}
 GROUPS = {"all": "mean", "without_source": "mean without {source}"}
 
 
@@ -125,62 +117,6 @@ def language_table(result: Result) -> Table:
             title = title.replace(wide, narrow)
         columns[title] = cells
     return with_columns(table, columns, keep=[title for title in columns if not title or title.endswith(OWN[1:])])
-
-
-def comparison_table(results: Sequence[Result]) -> Table:
-    """Methods beside the means over languages in every mode; `score` is the mean in the method's own inference.
-
-    Runs that differ in their seed only make one row, mean and standard deviation over the seeds; so do those of a
-    method in a sweep over the kind of training texts, a row each kind.
-    """
-    results = _by_texts(results)
-    several = len(by_place(results)) > 1
-    rows: list[tuple[str, Sequence[Result]]] = []
-    for place, group in by_place(results).items():
-        suffix = f" ({', '.join(place)})" if several else ""
-        rows += [(f"{label}{suffix}", runs) for label, runs in by_method(group).items()]
-    columns = {"": [label for label, _ in rows]}
-    columns["inference"] = [", ".join(dict.fromkeys(one["inference"]["mode"] for one in runs)) for _, runs in rows]
-    columns["score"] = [f"{over_seeds(_means(runs, None, 'all'))}{''.join(marks(runs))}" for _, runs in rows]
-    for mode in MODES:
-        columns[SHORT.get(mode, mode)] = [hundredfold(_average(_means(runs, mode, "all"))) for _, runs in rows]
-    columns["without\nsource"] = [hundredfold(_average(_means(runs, None, "without_source"))) for _, runs in rows]
-    columns["seeds"] = [str(len(runs)) for _, runs in rows]
-    table = titled(
-        f"{compared_by(results)}, mean over languages, x 100 (score: mean ± deviation over seeds)",
-        [
-            "without source: the score's mean without the source language",
-            *told_marks(results),
-        ],
-    )
-    return with_columns(table, columns, keep=("", "score", "seeds"), left=("", "inference"), wrap=True)
-
-
-def _by_texts(results: Sequence[Result]) -> list[Result]:
-    """The runs, their methods called by the kind of training texts too where it differs within one method."""
-    kinds: dict[str, set[str]] = {}
-    for one in results:
-        kinds.setdefault(one["run"]["method"], set()).add(one["training"]["texts"])
-    return [
-        {**one, "run": {**one["run"], "method": f"{one['run']['method']} on {one['training']['texts']}"}}
-        if len(kinds[one["run"]["method"]]) > 1
-        else one
-        for one in results
-    ]
-
-
-def _means(runs: Sequence[Result], mode: str | None, group: str) -> list[float]:
-    """The metric's mean over a group of languages, of the runs that have it; mode None: each run's own inference."""
-    found = []
-    for one in runs:
-        asked = one["inference"]["mode"] if mode is None else mode
-        value = one["means"][split_of(one)].get(asked, {}).get(group, {}).get(one["metric"])
-        found += [] if value is None else [value]
-    return found
-
-
-def _average(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
 
 
 def tables(result: Result) -> tuple[str, list[str], list[list[Any]]]:

@@ -73,7 +73,7 @@ def build_crosslingual(
     method = run.method
     assert isinstance(method, Crosslingual)
     prepared = [_read(targets[name].path / "facts.json") for name in ("data", "sets") if name in targets]
-    majority = _majority_of_languages([facts.get("majority", {}) for facts in prepared])
+    majority = majority_of_languages([facts.get("majority", {}) for facts in prepared])
     scored = targets["student_scores"].path
     means = _read(scored / "means.json")
     student = _multilingual(run, targets, means)
@@ -101,7 +101,7 @@ def build_crosslingual(
         },
         "student": {**student, "path": "student"},
         "teacher": None,
-        "majority": {split: _mean(list(values.values())) for split, values in majority.items()},
+        "majority": {split: mean_of(list(values.values())) for split, values in majority.items()},
         "majority_of_languages": majority,
         "rows": {table: rows for facts in prepared for table, rows in facts["rows"].items()},
         "conditions": prepared[0]["conditions"],
@@ -331,7 +331,7 @@ def _translator(run: Run, translated: Sequence[Artifact]) -> dict[str, Any]:
     return found
 
 
-def _majority_of_languages(
+def majority_of_languages(
     found: Sequence[Mapping[str, Mapping[str, float]]],
 ) -> dict[str, dict[str, dict[str, float]]]:
     """split -> language -> metric, from the majority of each table."""
@@ -343,7 +343,7 @@ def _majority_of_languages(
     return sorted_out
 
 
-def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_of(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Of the metrics that all have."""
     return {
         name: statistics.fmean(one[name] for one in found) for name in found[0] if all(name in one for one in found)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,7 @@ METRIC_NAMES = {
 ROLES = ("teacher", "student")
 FLOORS = ("chance", "majority")  # scores that need no model
 WIDTH = 80
+NARROWEST = 20  # of a column whose names fold
 INTERVAL = "95 %\ninterval"
 SELECTED_ON_TEST = "selected on the test set, as the paper did: optimistic"
 CONSTANT = "like the score of a constant answer"
@@ -110,83 +112,6 @@ def score_rows(result: Result) -> Iterator[ScoreRow]:
             )
 
 
-def comparison_table(results: Sequence[Result]) -> Table:
-    """Methods beside their teacher, from several runs: parameters, speed, and the selected score.
-
-    Runs that differ in their seed only make one row, mean and standard deviation over the seeds.
-    """
-    several = len({(one["run"]["task"], one["run"]["model"]) for one in results}) > 1
-    rows: list[tuple[str, Sequence[Result], str]] = []  # label, its runs, role
-    for place, group in by_place(results).items():
-        suffix = f" ({', '.join(place)})" if several else ""
-        rows += [(f"{label}{suffix}", runs, "teacher") for label, runs in _by_teacher(group).items()]
-        rows += [(f"{label}{suffix}", runs, "student") for label, runs in by_method(group).items()]
-    columns = {"": [label for label, _, _ in rows]}
-    columns["parameters"] = [count(runs[0][role].get("parameters")) for _, runs, role in rows]
-    columns["latency ms"] = [milliseconds(_mean(runs, role, _latency)) for _, runs, role in rows]
-    columns["tokens\nper s"] = [count(_mean(runs, role, _speed)) for _, runs, role in rows]
-    for name in FLOORS:
-        columns[name] = [_floor_beside(runs[0], name) for _, runs, _ in rows]
-    columns["score"] = [_score(runs, role) for _, runs, role in rows]
-    columns["seeds"] = [str(len(runs)) for _, runs, _ in rows]
-    table = titled(f"{compared_by(results)}, x 100 (mean ± deviation over seeds)", told_marks(results))
-    return with_columns(table, columns, keep=("", "score", "seeds"), wrap=True)
-
-
-def compared_by(results: Sequence[Result]) -> str:
-    """The metrics and the sets of several runs: "accuracy on test"."""
-    metrics = dict.fromkeys(metric_name(one["metric"]) for one in results)
-    splits = dict.fromkeys(split_of(one) for one in results)
-    return f"{', '.join(metrics)} on {', '.join(splits)}"
-
-
-def by_place(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    places: dict[tuple[str, str], list[Result]] = {}
-    for one in results:
-        places.setdefault((one["run"]["task"], one["run"]["model"]), []).append(one)
-    return places
-
-
-def _by_teacher(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Runs whose teachers have a score, one of each seed; teachers that are not the same have rows of their own."""
-    taught = [one for one in results if one.get("teacher") and _selected(one, "teacher") is not None]
-    names = {one["teacher"].get("name") for one in taught}
-    scores = {(one["teacher"].get("name"), one["run"]["seed"], _selected(one, "teacher")) for one in taught}
-    unequal = len(scores) > len({(name, seed) for name, seed, _ in scores})  # asked otherwise by another method
-    rows: dict[str, dict[int, Result]] = {}
-    for one in taught:
-        label = f"teacher {one['teacher']['name']}" if len(names) > 1 else "teacher"
-        label += f" of {one['run']['method']}" if unequal else ""
-        rows.setdefault(label, {})[one["run"]["seed"]] = one
-    return {label: list(runs.values()) for label, runs in rows.items()}
-
-
-def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Runs of one method together if their seeds tell them apart, else each under its own name."""
-    methods: dict[str, list[Result]] = {}
-    for one in results:
-        methods.setdefault(one["run"]["method"], []).append(one)
-    rows: dict[str, list[Result]] = {}
-    for method, runs in methods.items():
-        if len({one["run"]["seed"] for one in runs}) == len(runs):
-            rows[method] = runs
-        else:
-            rows.update({f"{method}: {one['run']['name']}, seed {one['run']['seed']}": [one] for one in runs})
-    return rows
-
-
-def _score(runs: Sequence[Result], role: str) -> str:
-    """The selected score; its deviation over seeds, or of a single run its interval; and its marks."""
-    known = [score for one in runs if (score := _selected(one, role)) is not None]
-    shown = over_seeds(known)
-    if role != "student":
-        return shown
-    interval = _interval(runs[0], split_of(runs[0]), runs[0]["metric"])
-    if len(runs) == 1 and interval is not None:
-        shown += f" ({spread(interval)})"
-    return shown + "".join(marks(runs))
-
-
 def over_seeds(values: Sequence[float]) -> str:
     """The mean, and of several values their deviation; "-" of none."""
     shown = hundredfold(statistics.fmean(values) if values else None)
@@ -204,21 +129,6 @@ def marks(results: Sequence[Result]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def told_marks(results: Sequence[Result]) -> list[str]:
-    """What the marks in a comparison of these runs mean, a line each."""
-    return [f"{mark} {told}" for mark, told in marks(results).items()]
-
-
-def _selected(result: Result, role: str) -> float | None:
-    score: float | None = result[role]["scores"].get(split_of(result), {}).get(result["metric"], {}).get("selected")
-    return score
-
-
-def _mean(runs: Sequence[Result], role: str, figure: Callable[[Mapping[str, Any]], float | None]) -> float | None:
-    known = [value for one in runs if (value := figure(one[role])) is not None]
-    return statistics.fmean(known) if known else None
-
-
 def _latency(one: Mapping[str, Any], *, writes: bool = False) -> float | None:
     """Milliseconds for one example; writes: for one token, of a side that writes."""
     latency: float | None = one.get("latency_ms") if ("answers" in one) == writes else None
@@ -234,11 +144,6 @@ def _speed(one: Mapping[str, Any]) -> float | None:
 def _floor(result: Result, name: str, split: str, metric: str) -> float | None:
     floor: float | None = result.get(name, {}).get(split, {}).get(metric)
     return floor
-
-
-def _floor_beside(result: Result, name: str) -> str:
-    """Of a run whose task has a chance: answers of a classification task are compared by other metrics, too."""
-    return hundredfold(_floor(result, name, split_of(result), result["metric"]) if result.get("chance") else None)
 
 
 def _interval(result: Result, split: str, metric: str) -> tuple[float, float] | None:
@@ -309,8 +214,17 @@ def translated(translations: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join([f"{sums['rows']} rows of {tables} ({units})", *parts])
 
 
-def titled(title: str, notes: Sequence[str]) -> Table:
-    return Table(
+class WholeTable(Table):
+    """A table never laid out in less than `least` characters: rich would fold whole columns to nothing."""
+
+    least = 0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from super().__rich_console__(console, options.update_width(max(options.max_width, self.least)))
+
+
+def titled(title: str, notes: Sequence[str]) -> WholeTable:
+    return WholeTable(
         title=Text(title, style="table.title"),
         title_justify="left",
         caption=Text("\n".join(notes), style="table.caption") if notes else None,
@@ -322,7 +236,7 @@ def titled(title: str, notes: Sequence[str]) -> Table:
 
 
 def with_columns(
-    table: Table,
+    table: WholeTable,
     columns: Mapping[str, Sequence[str]],
     *,
     keep: Sequence[str] = (),
@@ -331,16 +245,24 @@ def with_columns(
 ) -> Table:
     """The table with these columns, without those that nothing fills unless they are to be kept.
 
-    They stand closer together where they would not fit otherwise.
+    They stand closer together where they would not fit otherwise. Numbers are never cut, nor names below NARROWEST:
+    printed with crop=False, a table is wider than a narrow terminal rather than without its last columns.
     """
     shown = filled(columns, keep=keep)
     widths = [max(len(line) for text in (title, *cells) for line in text.split("\n")) for title, cells in shown.items()]
     if sum(widths) + 2 * len(widths) > WIDTH:
         table.padding = (0, 0, 0, 0)
-    for title in shown:
+    for title, width in zip(shown, widths, strict=True):
+        folds = wrap and title in left
         table.add_column(
-            title, justify="left" if title in left else "right", no_wrap=not wrap or title not in left, overflow="fold"
+            title,
+            justify="left" if title in left else "right",
+            no_wrap=not folds,
+            overflow="fold",
+            min_width=min(width, NARROWEST) if folds else width,
         )
+        table.least += (min(width, NARROWEST) if folds else width) + table.padding[1] + 1
+    table.least += 1
     for cells in zip(*shown.values(), strict=True):
         table.add_row(*map(Text, cells))
     return table
@@ -360,6 +282,16 @@ def metric_name(metric: str) -> str:
 def hundredfold(value: float | None) -> str:
     """A fraction as scores are printed in papers: 0.5271 is "52.7"."""
     return "-" if value is None or not math.isfinite(value) else f"{value * 100:.1f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference of fractions: 0.012 is "+1.2"."""
+    return "-" if value is None or not math.isfinite(value) else f"{value * 100:+.1f}"
+
+
+def probability(p: float | None) -> str:
+    """A p-value: "0.034", or "<0.001"."""
+    return "-" if p is None or not math.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def spread(interval: tuple[float, float] | None) -> str:
@@ -384,6 +316,16 @@ def megabytes(value: float | None) -> str:
 
 def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """ "42 s", "12 min", "3 h 05 min"."""
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 # Figures of a model by title, for the summary and the model card.

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdlab.config import Tracking
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.engine.tracking import Tracker, key_configured
-from kdlab.errors import TrackingError
+from kdlab.errors import KdlabError, TrackingError
 
 IDENTITY = ("run_id", "name", "group", "job_type", "tags", "config")
 SUMMARY = ("scores", "means", "teacher", "student", "majority", "chance", "cost", "translations", "seconds")
 # of result.json
+GIVE_UP = 3  # runs in a row that could not be sent: the server is out of reach
 
 
-def sync(run_dirs: Sequence[Path], *, settings: Tracking) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What became of one run."""
+
+    folder: Path
+    place: str | None = None  # its address, or "offline: <folder>"; None: it was not sent
+    problem: str | None = None
+
+
+def sync(run_dirs: Iterable[Path], *, settings: Tracking) -> Iterator[Sent]:
     """Replay each folder's metrics.jsonl and result.json as one wandb run with the run's own id.
 
-    Points that the server has already are not sent twice. Mode "offline" writes an offline run into the
-    folder; "auto" and "online" need an API key. Every folder is looked at before anything is sent.
-    Returns where each run is to be seen: its address, or "offline: <folder>". Raises TrackingError.
+    Points that the server has already are not sent twice, nor is what a run wrote offline: it is the same run. One that
+    did not get to its end is marked as failed. Mode "offline" writes an offline run into the folder; "auto" and
+    "online" need an API key, or TrackingError. A folder that can't be sent stops no other, but after GIVE_UP in a row
+    the rest is not tried.
     """
     if settings.mode == "none":
         raise TrackingError(
@@ -35,24 +46,49 @@ def sync(run_dirs: Sequence[Path], *, settings: Tracking) -> list[str]:
             where="WANDB_API_KEY, netrc",
             fix="`wandb login`, or set WANDB_API_KEY",
         )
-    identities = [_identity(folder) for folder in run_dirs]
-    steps = [_by_step(MetricsLog.read(folder / "metrics.jsonl")) for folder in run_dirs]
     mode = "offline" if settings.mode == "offline" else "online"
-    sent = []
-    for folder, identity, points in zip(run_dirs, identities, steps, strict=True):
-        with Tracker(replace(settings, mode=mode), **identity, folder=folder, fall_back=False) as tracker:
-            for step in sorted(points):
-                for point in points[step].values():
-                    tracker.log(point)
-            place = tracker.url or f"offline: {folder / 'wandb'}"
-            tracker.finish(_summary(folder))
-        sent.append(place)
-    return sent
+    return _sent(run_dirs, replace(settings, mode=mode))
+
+
+def _sent(run_dirs: Iterable[Path], settings: Tracking) -> Iterator[Sent]:
+    failures = 0
+    for folder in run_dirs:
+        if failures >= GIVE_UP:
+            yield Sent(folder=folder, problem=f"not tried: {GIVE_UP} in a row could not be sent")
+            continue
+        try:
+            place = _replay(folder, settings)
+        except (KdlabError, OSError) as problem:
+            failures += 1
+            yield Sent(folder=folder, problem=str(problem))
+        else:
+            failures = 0
+            yield Sent(folder=folder, place=place)
+
+
+def _replay(folder: Path, settings: Tracking) -> str:
+    """Send one run; returns where it is to be seen."""
+    identity, summary = _identity(folder), _summary(folder)
+    points = _by_step(MetricsLog.read(folder / "metrics.jsonl"))
+    with Tracker(settings, **identity, folder=folder, fall_back=False) as tracker:
+        for step in sorted(points):
+            for point in points[step].values():
+                tracker.log(point)
+        place = tracker.url or f"offline: {folder / 'wandb'}"
+        tracker.finish(summary or {}, whole=summary is not None)
+    return place
 
 
 def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a result for wandb's summary; of several languages also "scores/test/both/es/accuracy"."""
+    """The numbers of a result for wandb's summary; of several languages also "scores/test/both/es/accuracy".
+
+    `score` is the one that methods are compared by, under the same key for every task; `score_of` says what it is.
+    """
     found = {key: result[key] for key in SUMMARY if result.get(key)}
+    metric, split = result.get("metric"), result.get("split")
+    score = result.get("scores", {}).get(split, {}).get(metric, {}).get("selected")
+    if score is not None:
+        found |= {"score": score, "score_of": f"{metric} on {split}"}
     languages = result.get("languages", {})
     if languages:
         splits = dict.fromkeys([*result["scores"], *languages])
@@ -85,12 +121,12 @@ def _by_step(points: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, dict[st
     return steps
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    """The numbers of the result; an interrupted run has none yet."""
+def _summary(folder: Path) -> dict[str, Any] | None:
+    """The numbers of the result; None: an interrupted run has none yet."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return None
     except (OSError, ValueError) as problem:
         raise TrackingError(
             "the result can't be read",

@@ -178,6 +178,7 @@ class Asked:
     source_language: str
     batch_size: int
     pad_to_max: bool
+    classes: Sequence[str] | None = None  # of the model in its own order, where the data's order is another
 
     def languages(self, split: str) -> list[str]:
         """Those that have labelled rows of a split, in alphabetical order."""
@@ -226,7 +227,8 @@ class Asked:
         task = self._folder(view)
         assert task is not None, view
         rows = task.split(str(view))
-        return rows, predict(self.model, task, rows, batch_size=self.batch_size, pad_to_max=self.pad_to_max)
+        how: dict[str, Any] = {"batch_size": self.batch_size, "pad_to_max": self.pad_to_max, "classes": self.classes}
+        return rows, predict(self.model, task, rows, **how)
 
 
 def modes(views: Mapping[str, Array], *, ensemble: str, share: float) -> dict[str, Array]:
@@ -261,11 +263,13 @@ def evaluate_languages(
     ensemble: str,
     share: float,
     pad_to_max: bool,
+    classes: Sequence[str] | None = None,
 ) -> None:
     """Reload the published student and score it on every labelled split, in every language and mode of inference.
 
     Each view of each row is read once. views: of "original", "translated" and "back_translated". A row without a
     translation is answered from its original text, and counted. A mode that a language lacks is left out of the split.
+    classes: the student's in its own order, where the task has them in another.
 
     Leaves scores.json: split -> mode -> language -> metric; means.json: split -> mode -> "all" and "without_source" ->
     metric, unweighted; fallbacks.json: split -> language -> view -> rows; and predictions-{split}.{language}.jsonl.
@@ -273,7 +277,7 @@ def evaluate_languages(
     place = device.pick_device(context.hardware)
     loaded = saved_model(model / "model", kernel=device.attention_kernel(place, train=False)).to(place)
     tasks = [TaskData(folder) for folder in (data, sets) if folder is not None]
-    asked = Asked(loaded, tasks, source_language, context.hardware.eval_batch, pad_to_max)
+    asked = Asked(loaded, tasks, source_language, context.hardware.eval_batch, pad_to_max, classes)
     names = tasks[0].labels
     assert names is not None
     scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}

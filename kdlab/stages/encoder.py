@@ -135,13 +135,33 @@ def saved_model(folder: Path, *, kernel: str) -> Tapped:
     return Tapped(model, head=head)
 
 
-def predict(model: Tapped, data: TaskData, split: EncodedSplit, *, batch_size: int, pad_to_max: bool) -> np.ndarray:
-    """Logits [N, C] in the order of the split's rows, at fp32 without dropout."""
+def predict(
+    model: Tapped,
+    data: TaskData,
+    split: EncodedSplit,
+    *,
+    batch_size: int,
+    pad_to_max: bool,
+    classes: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Logits [N, C] in the order of the split's rows, at fp32 without dropout.
+
+    classes: those of the model in its own order; the columns get the order of the data's.
+    """
+    batches = data.batches(split, batch_size=batch_size, seed=0, shuffle=False, pad_to_max=pad_to_max)
+    logits = read_batches(model, batches, rows=len(split), width=data.num_labels)
+    if classes is None:
+        return logits
+    assert data.labels is not None and sorted(classes) == sorted(data.labels), (classes, data.labels)
+    return logits[:, [list(classes).index(name) for name in data.labels]]
+
+
+def read_batches(model: Tapped, batches: Batches, *, rows: int, width: int) -> np.ndarray:
+    """Logits [rows, width] in the order of the rows, at fp32 without dropout."""
     place = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits = np.zeros((len(split), data.num_labels), dtype=np.float32)
-    batches = data.batches(split, batch_size=batch_size, seed=0, shuffle=False, pad_to_max=pad_to_max)
+    logits = np.zeros((rows, width), dtype=np.float32)
     with torch.no_grad():
         for (batch,) in batches.epoch(0):
             # The class's own forward: accelerate may have wrapped the instance's in autocast.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,19 @@ LATENCY_ROWS = 16
 LATENCY_ROUNDS = 3
 
 
-def evaluate(context: Context, *, model: Path, data: Path, sets: Path | None = None, pad_to_max: bool) -> None:
+def evaluate(
+    context: Context,
+    *,
+    model: Path,
+    data: Path,
+    sets: Path | None = None,
+    pad_to_max: bool,
+    classes: Sequence[str] | None = None,
+) -> None:
     """Reload the published model and score it on every labelled split, by every metric of the task.
 
-    data: the task, with heldout and dev; sets: its further evaluation sets. Leaves scores.json and predictions.
+    data: the task, with heldout and dev; sets: its further evaluation sets. classes: the model's in its own order,
+    where the task has them in another. Leaves scores.json and predictions.
     """
     place = device.pick_device(context.hardware)
     loaded = saved_model(model / "model", kernel=device.attention_kernel(place, train=False)).to(place)
@@ -35,7 +44,8 @@ def evaluate(context: Context, *, model: Path, data: Path, sets: Path | None = N
         labelled = task.splits(labelled=True)
         for name in task.splits(labelled=False):
             split = task.split(name)
-            logits = predict(loaded, task, split, batch_size=context.hardware.eval_batch, pad_to_max=pad_to_max)
+            size = context.hardware.eval_batch
+            logits = predict(loaded, task, split, batch_size=size, pad_to_max=pad_to_max, classes=classes)
             found = answers(logits, task.kind)
             if name in labelled:
                 scores[name] = {metric: score(metric, found, split.labels) for metric in task.metrics}

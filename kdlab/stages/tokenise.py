@@ -31,9 +31,10 @@ def tokenise(
     max_length: int,
     partner: Mapping[str, Any] | None = None,
     reader: Path | None = None,
+    only: Sequence[str] | None = None,
 ) -> None:
     """Write `{split}.arrow` for every split in `data`, `translated` and `back`, and the tokenizer as a plain Hugging
-    Face folder `tokenizer/`.
+    Face folder `tokenizer/`. only: of these splits (dev: of all its languages) alone.
 
     Columns: id (int64), input_ids (list<int32>), token_type_ids (list<int8>, if the model takes them), label, and
     clean_label where `data` has it. Pairs are encoded as the tokenizer does it; texts over `max_length` tokens are
@@ -47,7 +48,8 @@ def tokenise(
     max_length. Raises ModelError where the two tokenizers differ.
     """
     folders = [folder for folder in (data, translated, back) if folder is not None]
-    places = {path.stem: folder for folder in folders for path in folder.glob("*.arrow")}
+    found = {path.stem: folder for folder in folders for path in folder.glob("*.arrow")}
+    places = {name: folder for name, folder in found.items() if only is None or name.partition(".")[0] in only}
     if not places:
         raise DataError("There is no prepared split.", where=str(data))
     tables = {name: read_table(places[name], name) for name in sorted(places)}
@@ -69,7 +71,7 @@ def tokenise(
     }
     fast.backend_tokenizer.enable_truncation(max_length)
     for name, table in tables.items():
-        encoded, cut = _encode(fast, table)
+        encoded, cut = encode(fast, table)
         lengths = np.diff(encoded["input_ids"].chunk(0).offsets.to_numpy())
         facts["tokens"][name] = int(lengths.sum())
         facts["longest"][name] = int(lengths.max())
@@ -164,8 +166,8 @@ def _compare(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase,
         )
 
 
-def _encode(fast: PreTrainedTokenizerBase, table: pa.Table) -> tuple[pa.Table, int]:
-    """(the encoded rows, how many were cut)."""
+def encode(fast: PreTrainedTokenizerBase, table: pa.Table) -> tuple[pa.Table, int]:
+    """(the encoded rows, how many were cut). fast: with the truncation that is wanted, and no padding."""
     pairs = table["text_b"].null_count < table.num_rows
     typed = "token_type_ids" in fast.model_input_names
     ids: list[np.ndarray[Any, Any]] = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdlab.execution import silent
 from kdlab.verbs import parser, run_folders
-from kdlab.verbs.train import silent
 
 
 def main(words: list[str]) -> int:
@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
     for subject in subjects:
         prefix = f"{subject.name}/" if len(subjects) > 1 else ""
         planned[subject.folder] = study.plan(subject, settings, prefix=prefix)
-        stores[subject.folder] = Store(given.store or subject.config["store"])
+        stores[subject.folder] = Store(subject.record.store(given.store))
         study.require(subject, planned[subject.folder], settings, stores[subject.folder])
     hardware = Hardware(name="analyze", threads=max(0, given.threads))
     for store in {store.root: store for store in stores.values()}.values():

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from kdlab.errors import ConfigError, KdlabError
 
+STAGES = "--stages"  # each stage of a sweep has a line, however many there are
+
 if TYPE_CHECKING:
     from kdlab.compose import Composition, Job
-    from kdlab.config import Run
-    from kdlab.context import Requests
+    from kdlab.graph import Graph
 
 
 def main(words: list[str]) -> int:
@@ -18,26 +19,31 @@ def main(words: list[str]) -> int:
 
     from kdlab import compose
     from kdlab.artifacts import Store
-    from kdlab.graph import Graph, Stage
-    from kdlab.methods import plan
-    from kdlab.report.graph import cost_notes, plan_notes, plan_table
+    from kdlab.execution import requests
+    from kdlab.graph import Graph
+    from kdlab.report.graph import code_notes, cost_notes, finished_jobs, plan_notes, plan_table, sweep_table
 
+    every_stage = STAGES in words
+    words = [word for word in words if word != STAGES]
     if compose.hydra_passthrough(words):
         return 0
     composition = compose.jobs(words)
     warn_of(composition)
-    refuse_bad_plans(composition)
-    targets: dict[str, Stage] = {}
-    for job in composition.jobs:
-        graph = plan(job.run, pins())
-        targets |= {f"{job.name}/{name}": stage for name, stage in graph.targets.items()}
+    graphs = refuse_bad_plans(composition, strictly=True)
     run = composition.jobs[0].run
+    store = Store(run.store)
     console = Console(highlight=False)
+    whole = Graph.of({f"{job}/{name}": stage for job, graph in graphs.items() for name, stage in graph.targets.items()})
+    notes = [*plan_notes(whole), *cost_notes(whole, store, requests(run))]
     if composition.multirun:
-        console.print(f"{len(composition.jobs)} jobs; what they share is listed once")
-    whole = Graph.of(targets)
-    console.print(plan_table(whole, Store(run.store), run.fresh))
-    for line in [*plan_notes(whole), *cost_notes(whole, Store(run.store), requests(run))]:
+        finished = finished_jobs(list(graphs.values()), store, run.fresh)
+        done = f", {finished} of them finished" if finished else ""
+        console.print(f"{len(composition.jobs)} jobs{done}; what they share is listed once, and run once")
+        console.print(sweep_table(list(graphs.values()), store, run.fresh, every_stage=every_stage))
+        notes += code_notes(whole, store)
+    else:
+        console.print(plan_table(whole, store, run.fresh))
+    for line in notes:
         console.print(line, markup=False, soft_wrap=True)
     for note in dict.fromkeys(pinned.note for pinned in pins().known.values() if pinned.note):
         console.print(f"unpinned: {note}", markup=False, soft_wrap=True)
@@ -45,20 +51,26 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def refuse_bad_plans(composition: Composition) -> None:
-    """Say all that is wrong with any job before the first one starts; what else a job meets is its own matter."""
+def refuse_bad_plans(composition: Composition, *, strictly: bool = False) -> dict[str, Graph]:
+    """The jobs' graphs by name. Says all that is wrong with any before the first one starts.
+
+    What else a job meets is its own matter, and it has no graph here; strictly: it is raised.
+    """
     from kdlab.methods import plan
 
+    graphs = {}
     problems: dict[str, None] = {}
     for job in composition.jobs:
         try:
-            plan(job.run, pins())
+            graphs[job.name] = plan(job.run, pins())
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
         except KdlabError:
-            continue
+            if strictly:
+                raise
     if problems:
         raise ConfigError(list(problems))
+    return graphs
 
 
 def warn_of(composition: Composition) -> None:
@@ -67,21 +79,6 @@ def warn_of(composition: Composition) -> None:
     jobs: list[Job] = composition.jobs
     for text in dict.fromkeys(text for job in jobs for text in warnings(job.run)):
         print(f"warning: {text}", file=sys.stderr)
-
-
-def requests(run: Run) -> Requests:
-    from kdlab.context import Requests
-
-    writer = run.rationales
-    return Requests(
-        concurrency=writer.concurrency,
-        timeout=writer.timeout,
-        attempts=writer.attempts,
-        price=writer.price,
-        student_price=run.model.price,
-        budget=run.budget,
-        max_missing=run.translator.max_missing,
-    )
 
 
 _PINS: Any = None

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdlab.errors import KdlabError, bug
-from kdlab.verbs.plan import pins, refuse_bad_plans, requests, warn_of
+from kdlab.errors import ConfigError, KdlabError, bug
+from kdlab.execution import agreed, execute, first_process
+from kdlab.verbs.plan import pins, refuse_bad_plans, warn_of
 
 if TYPE_CHECKING:
-    from kdlab.compose import Composition
-    from kdlab.config import Hardware, Run
-    from kdlab.engine.progress import Display
+    from rich.console import Console
+
+    from kdlab.compose import Composition, Job
+    from kdlab.config import Run
+    from kdlab.graph import Graph
 
 
 def main(words: list[str]) -> int:
@@ -25,28 +31,15 @@ def main(words: list[str]) -> int:
         return 0
     composition = compose.jobs(words)
     warn_of(composition)
-    if not composition.multirun:
-        return compose.launch(words, train_one, composition)[0]
-    refuse_bad_plans(composition)
-    sweep = sweep_folder(composition)
-    names = {tuple(job.overrides): job.name for job in composition.jobs}
-    codes = compose.launch(words, partial(train_job, sweep=sweep, names=names, renewed=set()), composition)
-    return report_sweep(composition, sweep, codes) if first_process() else max(codes)
+    if composition.multirun:
+        return train_sweep(composition, words)
+    if composition.jobs[0].run.hardware.processes > 1 and not started_by_torchrun():
+        return train_together(composition.jobs[0])
+    return compose.launch(words, train_one, composition)[0]
 
 
-def first_process() -> bool:
-    """Of those that torchrun started: the one that speaks and writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def agreed(answer: bool, hardware: Hardware) -> bool:
-    """The first process's answer, in all that torchrun started."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return answer
-    from kdlab.engine import device
-
-    device.join(hardware)
-    return bool(device.share(int(answer)))
+def started_by_torchrun() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def train_one(run: Run, overrides: list[str]) -> int:
@@ -61,12 +54,45 @@ def train_one(run: Run, overrides: list[str]) -> int:
     return execute(folder, renewed=set())
 
 
+def train_together(job: Job) -> int:
+    """A single run in several processes on this machine."""
+    from kdlab import sweep
+    from kdlab.compose import Composition
+    from kdlab.workers import Died, Team
+
+    refuse_bad_plans(Composition(jobs=[job], multirun=False, config_dir=None))
+    (placed,) = sweep.placed([job], 1)
+    team = Team(Work(jobs=[placed], function=train_one), claims="SLURM_JOB_ID" not in os.environ)
+    try:
+        on_gpu = job.run.hardware.device in ("auto", "cuda")
+        return team.do(0, processes=job.run.hardware.processes, on_gpu=on_gpu)
+    except Died as death:
+        raise KdlabError(
+            f"a process of this run died: {death.how}",
+            fix="give the same command again, it goes on at the last checkpoint; if memory was short, set "
+            "hardware.micro_batch",
+        ) from death
+    finally:
+        team.dismiss()
+
+
 def train_job(
-    run: Run, overrides: list[str], *, sweep: Path, names: dict[tuple[str, ...], str], renewed: set[str]
+    run: Run,
+    overrides: list[str],
+    *,
+    sweep: Path,
+    names: Mapping[tuple[str, ...], str],
+    renewed: set[str],
+    since: float | None = None,
 ) -> int:
-    """One job of a sweep, in its folder. An error is written there and does not stop the other jobs."""
+    """One job of a sweep, in its folder. An error is written there and does not stop the other jobs.
+
+    renewed, since: what `fresh` need not run again; fingerprints, and all stages that were made after that moment.
+    """
+    from kdlab.artifacts import Store
     from kdlab.methods import plan
-    from kdlab.rundir import RunDirectory
+    from kdlab.rundir import RunDirectory, Taken
+    from kdlab.sweep import failure, made_since, write_failure
 
     name = names[tuple(overrides)]
     folder = sweep / name
@@ -78,207 +104,162 @@ def train_job(
         finished = agreed(directory.result() is not None and not run.fresh, run.hardware)
         if first_process():
             print(f"done  {name}: finished before" if finished else f"job   {name}", flush=True)
-        return 0 if finished else execute(directory, brief=True, renewed=renewed)
+        if finished:
+            return 0
+        if run.fresh and since is not None:
+            renewed |= made_since(graph, Store(run.store), since)
+        return execute(directory, brief=True, renewed=renewed)
+    except Taken:
+        raise
     except Exception as error:
-        if first_process():
-            text = str(error) if isinstance(error, KdlabError) else bug(error)
-            with suppress(OSError):  # a full disk must not hide what went wrong
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "failure.txt").write_text(f"{text}\n", encoding="utf-8")
+        if first_process() or failure(folder) is None:
+            write_failure(folder, str(error) if isinstance(error, KdlabError) else bug(error))
         raise
 
 
-def execute(folder: Any, *, brief: bool = False, renewed: set[str]) -> int:
-    """Run a planned run in its folder, and show the result; of two processes with the same run, one waits.
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a process that does jobs is sent to do: a function, for the job of a number. Picklable."""
 
-    renewed: fingerprints of the stages that this command has run, which `fresh` need not run again; added to.
-    """
-    from kdlab.artifacts import Store
+    jobs: list[Job]
+    function: Callable[[Run, list[str]], int]
 
-    def waiting() -> None:
-        print(f"wait  {folder.path}: another process is at this run", flush=True)
+    def __call__(self, number: int) -> int:
+        from kdlab.compose import tolerant
+        from kdlab.sweep import under_slurm
 
-    if not first_process():
-        return execute_alone(folder, brief=brief, renewed=renewed)
-    with Store(folder.run.store).locked(f"run-{folder.run_id}", waiting):
-        return execute_alone(folder, brief=brief, renewed=renewed)
+        job = self.jobs[number]
+        return tolerant(self.function, replace(job, run=under_slurm(job.run)))
 
 
-def execute_alone(folder: Any, *, brief: bool, renewed: set[str]) -> int:
-    from dataclasses import asdict, replace
-
+def train_sweep(composition: Composition, words: list[str]) -> int:
+    """What is left to do of a sweep, by the launcher that the command line chooses."""
     from rich.console import Console
 
-    from kdlab import runner
-    from kdlab.artifacts import Artifact, Store, disk_errors
-    from kdlab.config import Crosslingual, Reasoning
-    from kdlab.engine.progress import Display
-    from kdlab.engine.tracking import Tracker
-    from kdlab.graph import Stage
-    from kdlab.report import card, languages, result, samples, summary
-    from kdlab.report.sync import summary_of
-    from kdlab.rundir import points
+    from kdlab import compose, sweep
 
-    run, graph = folder.run, folder.graph
-    store = Store(run.store)
-    done: list[tuple[str, Artifact]] = []
-    if not first_process():
-        quiet = Display(quiet=True)
-        outcome = runner.run(
-            graph, store, hardware=run.hardware, fresh=run.fresh, renewed=renewed, screen=quiet, **silent()
-        )
-        renewed |= {stage.fingerprint for stage in graph if stage.label in outcome.ran}
-        return 0
-    folder.open()
-    before = folder.result()
-    found_states = runner.states(graph, store, run.fresh, renewed)
-    cached = all(state in ("cached", "idle") for state in found_states.values())
-    mode = "none" if cached and before is not None else run.tracking.mode
-
-    with (
-        disk_errors("writing the run's folder", folder.path),
-        store.reading(artifact.path.name for _, artifact in done),
-        open(folder.path / "console.log", "a", encoding="utf-8") as log,
-        Display(console=Console(highlight=False)) as shown,
-        Tracker(replace(run.tracking, mode=mode), **folder.identity(), folder=folder.path) as tracker,
-    ):
-        screen = Both(shown, Display(console=Console(file=log, width=200, force_terminal=False, no_color=True)))
-        offset = 0
-        live: set[str] = set()
-
-        def track(stage: Stage, point: Any) -> None:
-            live.add(stage.fingerprint)
-            tracker.log({**point, "global_step": offset + point["step"]})
-
-        def finished(stage: Stage, artifact: Artifact) -> None:
-            nonlocal offset
-            done.append((stage.label, artifact))
-            folder.write_metrics(done)
-            if "steps" in artifact.facts:
-                if stage.fingerprint not in live:
-                    for point in points([(stage.label, artifact)]):
-                        tracker.log({**point, "global_step": offset + point["global_step"]})
-                offset += int(artifact.facts["steps"])
-
-        try:
-            outcome = runner.run(
-                graph,
-                store,
-                hardware=run.hardware,
-                curves=run.curves,
-                requests=requests(run),
-                fresh=run.fresh,
-                renewed=renewed,
-                screen=screen,
-                track=track,
-                finished=finished,
+    launcher = compose.launcher(words)
+    if started_by_torchrun():
+        if launcher.name != compose.BASIC:
+            raise ConfigError(
+                [
+                    f"hydra/launcher={launcher.name}: torchrun has started processes already, and each of them would "
+                    "launch all jobs; leave torchrun out and set hardware.processes=N, or leave the launcher out"
+                ]
             )
-        except KdlabError as error:
-            folder.write_failure(str(error))
-            screen.kept.note(f"failed: {error}")
-            raise
-        renewed |= {stage.fingerprint for stage in graph if stage.label in outcome.ran}
-        targets = {name: outcome.artifacts[stage.fingerprint] for name, stage in graph.targets.items()}
-        found = result.build(run, targets, dict(done), outcome.seconds)
-        model = targets["student"].path / "model" if "student" in targets else None
-        student = model is not None and model.is_dir()  # not of prompting, nor of a student behind an endpoint
-        if before is None or outcome.ran or student != (folder.path / "student").is_dir():
-            if model is not None and student:
-                folder.write_student(model, card.model_card(found, asdict(run), folder.overrides))
-            folder.write_result(found)
-        else:
-            found = before
-        if isinstance(run.method, Reasoning):
-            rows = samples.read_samples(targets["student_scores"].path / "samples.jsonl")
-            tracker.table(*samples.tables(rows))
-        if isinstance(run.method, Crosslingual):
-            tracker.table(*languages.tables(found))
-        tracker.finish(summary_of(found))
-        for line in found["warnings"]:
-            screen.note(f"warning: {line['stage']}: {line['text']}")
-        if not brief:
-            screen.table(summary.summary_table(found))
-            if isinstance(run.method, Crosslingual):
-                screen.table(languages.language_table(found))
-            screen.table(summary.score_table(found))
-        kept = f"   student: {folder.path / 'student'}" if student else ""
-        screen.note(f"result: {folder.path / 'result.json'}{kept}")
-    return 0
+        if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+            return train_across_machines(composition, words)
+        if not first_process():
+            return 0  # the first process starts as many for each job
+        composition = in_processes(composition, int(os.environ["WORLD_SIZE"]))
+    console = Console(highlight=False)
+    folder = sweep.folder_of(composition.jobs)
+    graphs = refuse_bad_plans(composition)
+    numbers, errors = left_to_do(composition.jobs, graphs, folder)
+    sweep.announce(folder, composition.jobs, words)
+    at_once = sweep.at_once(launcher, len(numbers))
+    jobs = sweep.placed(composition.jobs, at_once)
+    board = sweep.Board(folder, [job.name for job in jobs], console)
+    names = {tuple(job.overrides): job.name for job in jobs}
+    function = partial(train_job, sweep=folder, names=names, renewed=set(), since=time.time())
+    crew = sweep.Crew(
+        folder=folder,
+        jobs=jobs,
+        work=Work(jobs=jobs, function=function),
+        quiet=board.live,
+        claims=launcher.name != "submitit_slurm",
+        token=secrets.token_hex(8),
+    )
+    here = launcher.name == compose.BASIC or (launcher.name == "joblib" and at_once == 1)
+    codes = dict.fromkeys(range(len(jobs)), 0) | dict.fromkeys(errors, 2)
+    with board.shown(by_itself=not here) as beat:
+        if numbers and here:
+            codes |= sweep.do_here(crew, numbers, beat)
+        elif numbers:
+            launch = partial(compose.launch_elsewhere, words, folder=folder)
+            codes |= sweep.do_elsewhere(crew, launcher, numbers, launch)
+    return report_sweep(jobs, folder, [codes[number] for number in range(len(jobs))], errors, console)
 
 
-class Both:
-    """Two displays as one: the terminal's, and the one that is kept in the run's console.log."""
+def left_to_do(jobs: Sequence[Job], graphs: Mapping[str, Graph], folder: Path) -> tuple[list[int], dict[int, str]]:
+    """(the numbers of the jobs that have not finished, why others can't start by number).
 
-    def __init__(self, shown: Display, kept: Display) -> None:
-        self.kept = kept
-        self.displays = (shown, kept)
+    What was written about earlier attempts of those jobs is taken away.
+    """
+    from kdlab.rundir import RunDirectory, Taken, alive, read
 
-    def stage_started(self, label: str, why: str = "") -> None:
-        for display in self.displays:
-            display.stage_started(label, why)
-
-    def stage_hit(self, label: str, age: float, note: str = "") -> None:
-        for display in self.displays:
-            display.stage_hit(label, age, note)
-
-    def stage_waiting(self, label: str) -> None:
-        for display in self.displays:
-            display.stage_waiting(label)
-
-    def stage_done(self, label: str, seconds: float) -> None:
-        for display in self.displays:
-            display.stage_done(label, seconds)
-
-    def update(self, point: Any) -> None:
-        for display in self.displays:
-            display.update(point)
-
-    def note(self, text: str) -> None:
-        for display in self.displays:
-            display.note(text)
-
-    def table(self, table: Any) -> None:
-        for display in self.displays:
-            display.table(table)
+    numbers, errors = [], {}
+    for number, job in enumerate(jobs):
+        if job.name in graphs:
+            run = replace(job.run, name=job.name)
+            own = RunDirectory(folder / job.name, run, graphs[job.name], group=folder.name, overrides=job.overrides)
+            try:
+                own.refuse_another()
+            except Taken as problem:
+                errors[number] = str(problem.problems[0])
+                continue
+            if own.result() is not None and not run.fresh:
+                print(f"done  {job.name}: finished before", flush=True)
+                continue
+        status = read(folder / job.name / "status.json")
+        if status is None or not alive(status):
+            with suppress(OSError):
+                (folder / job.name / "status.json").unlink(missing_ok=True)
+        numbers.append(number)
+    return numbers, errors
 
 
-def silent() -> dict[str, Any]:
-    return {"track": lambda stage, point: None, "finished": lambda stage, artifact: None}
-
-
-def sweep_folder(composition: Composition) -> Path:
-    """outputs/sweeps/<name>, the same for the same sweep given again."""
-    import hashlib
-
-    first = composition.jobs[0].run
-    if first.name:
-        return Path(first.outputs) / "sweeps" / first.name
-    words = "\n".join(sorted(" ".join(sorted(job.overrides)) for job in composition.jobs))
-    methods = "+".join(dict.fromkeys(job.run.method.name for job in composition.jobs))
-    tasks = "+".join(dict.fromkeys(job.run.task.name.replace("/", "_") for job in composition.jobs))
-    digest = hashlib.sha256(words.encode()).hexdigest()[:8]
-    return Path(first.outputs) / "sweeps" / f"{methods}-{tasks}-{digest}"[-120:]
-
-
-def report_sweep(composition: Composition, sweep: Path, codes: Sequence[int]) -> int:
-    """The sweep's table, and at its end what failed and why."""
+def train_across_machines(composition: Composition, words: list[str]) -> int:
+    """Every process that torchrun started on several machines does every job; one that fails ends the sweep."""
     from rich.console import Console
 
-    from kdlab.report import languages, summary
-    from kdlab.rundir import read
+    from kdlab import compose, sweep
 
-    results = [read(sweep / job.name / "result.json") for job in composition.jobs]
-    whole = [result for result in results if result is not None]
-    console = Console(highlight=False)
-    if whole:
-        several = all("languages" in result for result in whole)
-        console.print(languages.comparison_table(whole) if several else summary.comparison_table(whole))
-    failed = [job for job, code in zip(composition.jobs, codes, strict=True) if code]
-    console.print(f"{len(codes) - len(failed)} of {len(codes)} jobs finished: {sweep}", soft_wrap=True)
-    for job in failed:
-        file = sweep / job.name / "failure.txt"
-        reason = (file.read_text(encoding="utf-8").strip() if file.exists() else "") or "see above"
-        console.print(f"failed: {job.name}: {reason}", markup=False, soft_wrap=True)
-    if failed:
+    refuse_bad_plans(composition)
+    folder = sweep.folder_of(composition.jobs)
+    if first_process():
+        sweep.announce(folder, composition.jobs, words)
+    names = {tuple(job.overrides): job.name for job in composition.jobs}
+    codes = compose.launch(words, partial(train_job, sweep=folder, names=names, renewed=set()), composition)
+    if not first_process():
+        return max(codes)
+    return report_sweep(composition.jobs, folder, codes, {}, Console(highlight=False))
+
+
+def in_processes(composition: Composition, processes: int) -> Composition:
+    """The jobs, each in so many processes on this machine."""
+    jobs = []
+    for job in composition.jobs:
+        hardware = replace(job.run.hardware, processes=processes)
+        jobs.append(replace(job, run=replace(job.run, hardware=hardware)))
+    return replace(composition, jobs=jobs)
+
+
+def report_sweep(
+    jobs: Sequence[Job], folder: Path, codes: Sequence[int], errors: Mapping[int, str], console: Console
+) -> int:
+    """The sweep's table, and at its end what failed and why: each error once, with the jobs that it stopped."""
+    from kdlab.report import tables
+    from kdlab.report.compare import compare
+    from kdlab.report.jobs import grouped
+    from kdlab.runs import collect
+    from kdlab.sweep import failure
+
+    finished = [folder / job.name for number, job in enumerate(jobs) if number not in errors]
+    finished = [place for place in finished if (place / "result.json").is_file()]
+    if finished:
+        records, _ = collect(finished)
+        for part in tables.brief(compare(records)):
+            console.print(part)
+    failed = [number for number, code in enumerate(codes) if code]
+    console.print(f"{len(codes) - len(failed)} of {len(codes)} jobs finished: {folder}", soft_wrap=True)
+    told = [
+        (jobs[number].name, errors.get(number) or failure(folder / jobs[number].name) or "see above")
+        for number in failed
+    ]
+    for text, names in grouped(told):
+        which = names[0] if len(names) == 1 else f"{len(names)} jobs ({', '.join(names)})"
+        console.print(f"failed: {which}: {text}", markup=False, soft_wrap=True)
+    if len(failed) > len(errors):
         console.print("give the same command again: finished jobs are skipped, failed ones run", soft_wrap=True)
     return 2 if failed else 0

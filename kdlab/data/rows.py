@@ -1,0 +1,244 @@
+"""Rows of one's own to be answered: read one after the other, so that a file need not fit in memory.
+
+JSONL, CSV and TSV with a header line, and Parquet; what is read of a row is its texts and its `id`. In a TSV file of
+which every line has as many fields as the header, one line is one row, as in `kdlab.data.tasks`; from standard input it
+always is.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from kdlab.errors import DataError
+
+FORMATS = ("jsonl", "csv", "tsv", "parquet")
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+ID = "id"  # a column that is handed through
+AT_ONCE = 1024  # rows of Parquet
+_ENCLOSED = re.compile(r'"((?:[^"]|"")*)"')
+
+Bad = Callable[[int, str], None]  # what hears of a row that can't be answered: its place, and why
+
+
+@dataclass(frozen=True)
+class Row:
+    """line: of a text file, from 1; of Parquet the row, from 1. texts: in the order of the columns asked for."""
+
+    line: int
+    id: Any
+    texts: tuple[str, ...]
+
+
+def format_of(path: Path | None, given: str | None) -> str:
+    """What a file is by its name, unless it is said; standard input (None) is JSONL. Raises DataError."""
+    if given is not None or path is None:
+        if path is None and given == "parquet":
+            raise DataError("Parquet can't be read from standard input.", where="--input -", fix="Give the file.")
+        return given or "jsonl"
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"The input {what}.", where=str(path), fix="Give a file, or - for standard input.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"What the input is can't be told from its name, which ends in {path.suffix or 'nothing'!r}.",
+            where=str(path),
+            fix=f"Say it with --format: {', '.join(FORMATS)}.",
+        )
+    return SUFFIXES[path.suffix.lower()]
+
+
+def read_rows(path: Path | None, form: str, columns: Sequence[str], *, optional: int = 0, bad: Bad) -> Iterator[Row]:
+    """The rows that can be answered, in order; of the others `bad` hears.
+
+    path: None for standard input. columns: with the texts; the last `optional` ones may be empty in a row.
+
+    Raises DataError where the file as a whole can't be read, or has not these columns.
+    """
+    where = "standard input" if path is None else str(path)
+    if form == "parquet":
+        assert path is not None
+        yield from _checked(_parquet(path, columns, optional), columns, optional, where, bad)
+        return
+    try:
+        with nullcontext(sys.stdin.buffer) if path is None else open(path, "rb") as file:
+            if form == "jsonl":
+                found: Iterable[tuple[int, Any]] = _jsonl(file, bad)
+            else:
+                plain = form == "tsv" and (path is None or _is_plain(path))
+                rows = _plain(_decoded(file, where)) if plain else _quoted(file, where, form)
+                found = _headed(rows, where, columns, optional, bad)
+            yield from _checked(found, columns, optional, where, bad)
+    except OSError as error:
+        raise DataError(f"The input can't be read: {error.strerror or error}.", where=where) from error
+
+
+def _checked(
+    found: Iterable[tuple[int, dict[str, Any]]], columns: Sequence[str], optional: int, where: str, bad: Bad
+) -> Iterator[Row]:
+    needed = columns[: len(columns) - optional]
+    other: list[str] | None = None  # the columns of the first row, as long as none has those that are needed
+    known = False
+    for line, row in found:
+        lacking = [column for column in needed if column not in row]
+        if lacking:
+            other = list(row) if other is None else other
+            bad(line, f"has no field {lacking[0]!r}, but {', '.join(map(str, row)) or 'none'}")
+            continue
+        known = True
+        texts = []
+        for column in columns:
+            try:
+                text = _text(row.get(column))
+                if text is None and column in needed:
+                    raise ValueError("is null")
+            except ValueError as error:
+                bad(line, f"the field {column!r} {error}")
+                break
+            texts.append(text or "")
+        else:
+            yield Row(line, row.get(ID), tuple(texts))
+    if other is not None and not known:
+        raise _absent(columns, optional, other, where)
+
+
+def _absent(wanted: Sequence[str], optional: int, found: Sequence[str], where: str) -> DataError:
+    names = ("text_a", "text_b")[: len(wanted) - optional]
+    return DataError(
+        f"The columns {', '.join(wanted)} are wanted, and the input has: {', '.join(map(str, found)) or 'none'}.",
+        where=where,
+        fix=f"Say which columns have the texts: --columns {','.join(f'{name}=COLUMN' for name in names)}",
+    )
+
+
+def _text(value: Any) -> str | None:
+    """A value as the text that a CSV file would hold; None for null and NaN. Raises ValueError for one that is none."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, dict | list):
+        raise ValueError(f"is no text but {type(value).__name__}")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair") from None
+    return text
+
+
+def _jsonl(file: BinaryIO, bad: Bad) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(file, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            row = json.loads(text)
+        except UnicodeDecodeError as error:
+            bad(number, f"the byte 0x{line[error.start]:02x} is no UTF-8")
+            continue
+        except (ValueError, RecursionError) as error:
+            bad(number, f"is no JSON: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            bad(number, "is no JSON object")
+
+
+def _decoded(file: BinaryIO, where: str) -> Iterator[str]:
+    """Lines with their ends. Of a delimited file all is lost where a byte is wrong: it may be in quotes."""
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"The byte 0x{line[error.start]:02x} is no UTF-8.",
+                where=f"{where}, line {number}",
+                fix="Save the file as UTF-8 (from Latin-1: iconv -f latin1 -t utf-8).",
+            ) from error
+
+
+def _headed(
+    rows: Iterator[tuple[int, list[str]]], where: str, columns: Sequence[str], optional: int, bad: Bad
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows by the names of their header, which is the first."""
+    _, names = next(rows, (0, []))
+    header = [name.strip() for name in names]
+    if not header:
+        raise DataError("The input has no header line.", where=where)
+    if twice := [name for name in columns if header.count(name) > 1]:
+        raise DataError(f"The input has the column {twice[0]!r} twice.", where=where)
+    if not set(columns) <= set(header):
+        raise _absent(columns, optional, header, where)
+    for number, fields in rows:
+        if len(fields) != len(header):
+            bad(number, f"has {len(fields)} fields, and the header {len(header)}")
+        else:
+            yield number, dict(zip(header, fields, strict=True))
+
+
+def _plain(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(lines, start=1):
+        line = line.rstrip("\r\n")
+        if line:
+            fields = line.split("\t")
+            yield (
+                number,
+                [match[1].replace('""', '"') if (match := _ENCLOSED.fullmatch(one)) else one for one in fields],
+            )
+
+
+def _quoted(file: BinaryIO, where: str, form: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(_decoded(file, where), delimiter="\t" if form == "tsv" else ",", strict=True)
+    limit = csv.field_size_limit(sys.maxsize)
+    line = 1
+    try:
+        while True:
+            line = reader.line_num + 1
+            row = next(reader, None)
+            if row is None:
+                return
+            if row:
+                yield line, row
+    except csv.Error as error:
+        raise DataError(
+            f"The quotes of a field are wrong: {error}.",
+            where=f"{where}, line {line}",
+            fix='Enclose the field in double quotes and write a quote inside it as "".',
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether every line has as many fields as the first."""
+    with open(path, "rb") as file:
+        return len({line.count(b"\t") for line in file if line.strip(b"\r\n")}) == 1
+
+
+def _parquet(path: Path, columns: Sequence[str], optional: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        if not set(columns) <= set(names):
+            raise _absent(columns, optional, names, str(path))
+        wanted = [name for name in dict.fromkeys([*columns, ID]) if name in names]
+        number = 0
+        for batch in file.iter_batches(batch_size=AT_ONCE, columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except pa.ArrowException as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"The file is no readable Parquet: {said}", where=str(path)) from error
