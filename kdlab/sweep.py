@@ -25,7 +25,7 @@ from kdlab.engine.tracking import redact
 from kdlab.errors import ConfigError, KdlabError, StoreError
 from kdlab.report.jobs import Standing, State, jobs_table
 from kdlab.rundir import Status, alive, read
-from kdlab.workers import Died, Team, cores
+from kdlab.workers import Died, Team, cores, end_with
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +66,8 @@ def announce(folder: Path, jobs: Sequence[Job], words: Sequence[str], *, verb: s
         }
         for job in jobs
     ]
+    if folder.exists() and not folder.is_dir():
+        raise StoreError("a file is where the sweep's folder is to be", where=str(folder), fix="choose another name=")
     lock = f"sweep-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]}"
     with disk_errors("creating the sweep's folder", folder), Store(jobs[0].run.store).locked(lock):
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +153,7 @@ class Crew:
     quiet: bool  # what the jobs print is not shown
     claims: bool  # GPUs; Slurm has its own way to give them
     token: str  # tells this launch from every other
+    launched_by: int | None = None  # process that every process of this launch ends with; None: they outlive it
 
     def __call__(self, number: int) -> int:
         """Do a job; the processes stay for the next one that comes here."""
@@ -158,6 +161,8 @@ class Crew:
         if _TEAM is None or _TEAM[0] != self.token:
             if _TEAM is not None:
                 _TEAM[1].dismiss()
+            if self.launched_by is not None:
+                end_with(self.launched_by)
             _TEAM = self.token, self.team()
             Finalize(None, _TEAM[1].dismiss, exitpriority=1)  # else a process waits for its children when it ends
         return self.do(number, _TEAM[1])
@@ -171,7 +176,11 @@ class Crew:
         hardware = job.run.hardware
         try:
             on_gpu = hardware.device in ("auto", "cuda")
-            return team.do(number, processes=hardware.processes, on_gpu=on_gpu, beat=beat)
+            code = team.do(number, processes=hardware.processes, on_gpu=on_gpu, beat=beat)
+            place = self.folder / job.name
+            if code == 0 or failure(place) is not None or (place / "result.json").exists():  # of another run
+                return code
+            text = "a process of this job stopped, and the others had to be ended; see its console.log"
         except Died as death:
             text = (
                 f"the process of this job died: {death.how}\n"

@@ -194,6 +194,17 @@ def _end_with(life: Connection) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end_with(parent: int) -> None:
+    """End this process when it is no longer that process's child: joblib's go on for ever when theirs is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(BEAT_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Team:
     """Does jobs one after the other, each in workers: one, or as many as train it together."""
 

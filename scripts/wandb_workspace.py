@@ -338,7 +338,8 @@ def create(given: argparse.Namespace) -> int:
     families = {record.family for record in records}
     given.family = given.family or (families.pop() if len(families) == 1 else None)
     if given.family is None:
-        several = f"the runs are of {', '.join(sorted(families))}: " if families else ""
+        absent = f"there is no folder {folder} to tell it from: " if folder is not None else ""
+        several = f"the runs are of {', '.join(sorted(families))}: " if families else absent
         raise ConfigError([f"--family: {several}choose one of {', '.join(FAMILIES)}"])
     records = [record for record in records if record.family == given.family]
     if paths and not records:

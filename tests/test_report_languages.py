@@ -542,7 +542,7 @@ def finished(root: Path, texts: str, seed: int, shift: float, *, artifacts: Made
                 metrics["accuracy"] = round(metrics["accuracy"] + shift, 6)
     folder = root / "sweep" / f"{texts}-{seed}-{len(changes)}"
     folder.mkdir(parents=True)
-    told = {"config": asdict(run), "overrides": ["method=musc"]}
+    told = {"run_id": folder.name, "config": asdict(run), "overrides": ["method=musc"]}
     for name, content in (("run", told), ("result", found), ("graph", graph.describe())):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder

@@ -27,7 +27,6 @@ from kdlab.report.jobs import FRAME, Standing, grouped, jobs_table, telling_name
 from kdlab.rundir import RunDirectory, Status, alive
 from kdlab.stages import finetune
 from lab import TINY, Lab, read
-from test_distributed import launch
 
 ROOT = Path(__file__).parents[1]
 KD = f"{TINY} method=kd method.weak_teacher=warn"
@@ -373,26 +372,26 @@ def test_what_stops_many_jobs_is_told_once(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_changed_setting_meets_what_is_there(lab: Lab, tmp_path: Path) -> None:
     """As after a change of a yaml file: the names are the same, the runs are not."""
-    task = "defaults:\n  - /task/demo/nli@_here_\n  - _self_\nname: changing\nrows: {}\n"
-    words = f"{lab.task('changing', task.format(64))} model=tiny debug=fast tracking=none hardware.threads=1"
+    task = "defaults:\n  - /task/demo/nli@_here_\n  - _self_\nname: changing\nmax_length: {}\n"
+    words = f"{lab.task('changing', task.format(32))} model=tiny debug=fast tracking=none hardware.threads=1"
     line = f"-m {words} method=ft seed=1,2 name=mine"
     first = lab.run(line, outputs=tmp_path)
     assert first.code == 0, first.err
     finished, unfinished = sorted((tmp_path / "sweeps" / "mine").glob("*/"))
     (unfinished / "result.json").unlink()
     kept = (finished / "result.json").read_bytes()
-    lab.task("changing", task.format(96))
+    lab.task("changing", task.format(40))
     done = lab.run(line, outputs=tmp_path)
     assert done.code == 2 and "1 of 2 jobs finished" in done.out
     (said,) = [text for text in done.out.splitlines() if text.startswith("failed: ")]
-    assert "holds another run: task.rows is 64 there, here 96; give another name=" in said and "seed=1" in said
+    assert "holds another run: task.max_length is 32 there, here 40; give another name=" in said and "seed=1" in said
     assert (finished / "result.json").read_bytes() == kept and not (finished / "failure.txt").exists()
-    assert read(unfinished / "run.json")["config"]["task"]["rows"] == 96 and (unfinished / "result.json").exists()
-    lab.task("changing", task.format(128))
+    assert read(unfinished / "run.json")["config"]["task"]["max_length"] == 40 and (unfinished / "result.json").exists()
+    lab.task("changing", task.format(48))
     both = lab.run(line, outputs=tmp_path)
     said = both.out[both.out.index("failed: ") :]
     assert both.code == 2 and both.stages("run") == [] and said.count("holds another run") == 2
-    assert "task.rows is 64 there, here 128" in said and "task.rows is 96 there, here 128" in said
+    assert "task.max_length is 32 there, here 48" in said and "task.max_length is 40 there, here 48" in said
 
 
 def test_another_run_that_is_at_work_is_left_alone(tmp_path: Path) -> None:
@@ -473,6 +472,27 @@ def test_a_launcher_runs_what_can_run(launcher: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
+def test_all_processes_of_joblib_end_with_the_command(tmp_path: Path) -> None:
+    """Its pool would go on with what it has, and then wait for ever."""
+    line = f"{TINY} debug.steps=2000 debug.rows=null method=ft seed=1,2 name=mine hydra/launcher=joblib"
+    with subprocess.Popen(
+        command(f"{line} hydra.launcher.n_jobs=2", tmp_path),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        places = [tmp_path / "sweeps" / "mine" / job.name for job in jobs(line)]
+        while process.poll() is None and not all(sweep.standing(place).state == "running" for place in places):
+            time.sleep(0.05)
+        process.kill()
+    for _ in range(200):
+        if all(sweep.standing(place).state == "stopped" for place in places):
+            break
+        time.sleep(0.05)
+    assert [sweep.standing(place).state for place in places] == ["stopped", "stopped"]
+
+
+@pytest.mark.timeout(400)
 def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
     """kill -9 of the command while its second job trains: its processes end, and the same command finishes the rest."""
     line = f"{TINY} debug.steps=6 method=ft seed=1,2,3 name=mine hardware.checkpoint_seconds=0"
@@ -518,11 +538,16 @@ TWO = f"{TINY} hardware=cpu method=ft name=mine 'task.text=[txet],[premise,hypot
 @pytest.mark.timeout(300)
 def test_torchrun_runs_each_job_once(tmp_path: Path) -> None:
     """The first job fails, the second is trained by both processes; neither has two folders."""
-    words = shlex.split(f"-m {TWO} outputs={tmp_path} store={tmp_path / 'artifacts'}")
-    with pytest.raises(AssertionError) as failed:  # of `launch`: the exit code is not 0
-        launch("-m", "kdlab", "train", *words, folder=tmp_path)
-    shown = str(failed.value)
-    assert "1 of 2 jobs finished" in shown and shown.count("1 of 2 jobs finished") == 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}", "-m"]
+    python, minus, *rest = command(TWO, tmp_path)
+    done = subprocess.run(
+        [python, minus, *torchrun, *rest], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
+    shown = done.stdout + done.stderr
+    assert done.returncode != 0 and shown.count("1 of 2 jobs finished") == 1
     assert shown.count("done  student:") == 1 and shown.count("error: There is no column") == 1
     place = tmp_path / "sweeps" / "mine"
     assert len(list(place.glob("*/"))) == len(read(place / "sweep.json")["jobs"]) == 2

@@ -425,6 +425,7 @@ def test_a_whole_search_makes_runs_that_can_be_compared(lab: Lab, tmp_path: Path
         ]
         assert trial["score"] == pytest.approx(sum(held) / 2)
     assert "2 of 2 trials: 2 finished" in done.out
-    assert done.stages("hit").count("tokenise") == 3  # shared stages come from the store
+    ran = done.stages("run").count("tokenise")  # once, unless an earlier test has left it in the store
+    assert ran <= 1 and ran + done.stages("hit").count("tokenise") == 4
     again = lab.run(words, outputs=tmp_path, verb="tune")
     assert again.code == 0 and "job " not in again.out and told["command"] in again.out

@@ -657,7 +657,7 @@ def _tested(groups: Sequence[Group], base: Group | None, settings: Settings) -> 
         [_differences(a, b) for a, b in chosen], settings.alpha if settings.correction == "none" else strict
     )
     for one, p, more in zip(found, tests.corrected(least, settings.correction), needed, strict=True):
-        one["p_corrected"], one["more_seeds"] = p, more
+        one["p_corrected"] = p
         one["verdict"] = (
             "not testable"
             if p is None
@@ -665,6 +665,7 @@ def _tested(groups: Sequence[Group], base: Group | None, settings: Settings) -> 
             if p >= settings.alpha
             else ("better" if one["difference"] > 0 else "worse")
         )
+        one["more_seeds"] = more if one["verdict"] == "not separated" else None
     return found
 
 
@@ -957,6 +958,10 @@ def write(files: Mapping[Path, str]) -> None:
             what = "a file is in the way of a folder" if blocking else "a folder is in the way of a file"
             raise StoreError(what, where=str(blocking[0] if blocking else path), fix="give another --out or --html")
     for path, text in files.items():
-        with disk_errors("writing the comparison", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors("writing the comparison", path, place="`--out` or `--html`"):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # such as below /proc
+                what = f"no folder can be made there: {error.strerror}"
+                raise StoreError(what, where=str(path.parent), fix="give another --out or --html") from error
             write_text(path, text)

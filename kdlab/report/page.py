@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from kdlab.report.summary import (
     signed,
     spread,
 )
+from kdlab.report.tables import separated_best
 from kdlab.runs import Record, read_json
 from kdlab.study import leaves, setting
 
@@ -186,17 +186,11 @@ class Lab:
 
     @cached_property
     def best(self) -> set[str]:
-        """The groups of the highest mean, among those of one place, metric and set."""
-        highest: dict[tuple[Any, ...], float] = {}
+        """The groups that a test separates from the second best of their place, metric and set."""
+        rivals: dict[tuple[Any, ...], list[Group]] = {}
         for group in self.groups.values():
-            if group["mean"] is not None:
-                highest[_measured(group)] = max(group["mean"], highest.get(_measured(group), -math.inf))
-        rivals = Counter(_measured(group) for group in self.groups.values() if group["mean"] is not None)
-        return {
-            name
-            for name, group in self.groups.items()
-            if rivals[_measured(group)] > 1 and group["mean"] == highest[_measured(group)]
-        }
+            rivals.setdefault(_measured(group), []).append(group)
+        return {best for groups in rivals.values() if (best := separated_best(self.comparison, groups)) is not None}
 
     @cached_property
     def states(self) -> dict[str, int]:

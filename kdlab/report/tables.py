@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -122,7 +123,7 @@ def _pivots(comparison: Comparison) -> Iterator[Sheet]:
             of_place = {
                 group["label"]: group for group in own if (group["task"], group["metric"], group["split"]) == place
             }
-            best = _separated_best(comparison, list(of_place.values()))
+            best = separated_best(comparison, list(of_place.values()))
             cells = [_floor_cell(list(of_place.values()), name) for name in rows[: len(rows) - len(labels)]]
             for label in labels:
                 group = of_place.get(label)
@@ -180,7 +181,7 @@ def _floor_cell(groups: Sequence[Group], name: str) -> str:
     return hundredfold(known[0]) if len(known) == 1 else f"{hundredfold(known[0])}-{hundredfold(known[-1])}"
 
 
-def _separated_best(comparison: Comparison, groups: Sequence[Group]) -> str | None:
+def separated_best(comparison: Comparison, groups: Sequence[Group]) -> str | None:
     """The group with the highest mean, if a test separates it from every other one that comes within its reach.
 
     That is the second best; where the two were not tested against each other, none is called the best.
@@ -204,7 +205,7 @@ def _scores(comparison: Comparison, groups: Sequence[Group]) -> Sheet:
     labels = {group["id"]: group["label"] for group in comparison["groups"]}
     bases = dict.fromkeys(labels[delta["to"]] for delta in deltas if delta)
     against = f"minus\n{next(iter(bases))}" if len(bases) == 1 else "minus\nbaseline"
-    best = _separated_best(comparison, groups) if len({group["model"] for group in groups}) == 1 else None
+    best = separated_best(comparison, groups) if len({group["model"] for group in groups}) == 1 else None
     columns = {
         "": [*floors, *names.values()],
         "score": [*(_floor_cell(groups, name) for name in floors), *map(score, groups)],
@@ -220,7 +221,10 @@ def _scores(comparison: Comparison, groups: Sequence[Group]) -> Sheet:
     tests = list(dict.fromkeys(delta["test"] for delta in deltas if delta and delta["test"]))
     if tests:
         correction = comparison["settings"]["correction"]
-        told = "" if correction == "none" else f", corrected ({correction}) for all tests of the task and model"
+        number = _range(sorted(set(_tests(comparison, groups).values())))
+        told = (
+            "" if correction == "none" else f", corrected ({correction}) for the tests of the task and model ({number})"
+        )
         notes.append(f"p: {'; '.join(tests)}{told}")
         if any(delta and more_seeds(delta) != "-" for delta in deltas):
             notes.append(
@@ -233,6 +237,12 @@ def _scores(comparison: Comparison, groups: Sequence[Group]) -> Sheet:
         bold={(len(floors) + place, "score") for place, group in enumerate(groups) if group["id"] == best},
         keep=("", "score", "seeds"),
     )
+
+
+def _tests(comparison: Comparison, groups: Sequence[Group]) -> Counter[str]:
+    """How many tests there are of each model."""
+    models = {group["id"]: group["model"] for group in groups}
+    return Counter(models[pair["a"]] for pair in comparison["pairs"] if pair["a"] in models and pair["test"])
 
 
 def _modes(groups: Sequence[Group]) -> Sheet | None:
@@ -328,7 +338,7 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 def more_seeds(delta: Mapping[str, Any]) -> str:
     """Of a pair that is not separated: "9", "1000 or more"; 0 where more seeds alone would not do it."""
-    if delta["verdict"] != "not separated" or delta["more_seeds"] is None:
+    if delta["more_seeds"] is None:
         return "-"
     return f"{MOST_SEEDS} +" if delta["more_seeds"] >= MOST_SEEDS else str(delta["more_seeds"])
 

@@ -155,9 +155,9 @@ def train_sweep(composition: Composition, words: list[str]) -> int:
     console = Console(highlight=False)
     folder = sweep.folder_of(composition.jobs)
     graphs = refuse_bad_plans(composition)
-    numbers, errors = left_to_do(composition.jobs, graphs, folder)
-    sweep.announce(folder, composition.jobs, words)
+    numbers, errors = left_to_do(composition.jobs, graphs, folder, quiet=console.is_terminal)
     at_once = sweep.at_once(launcher, len(numbers))
+    sweep.announce(folder, composition.jobs, words)
     jobs = sweep.placed(composition.jobs, at_once)
     board = sweep.Board(folder, [job.name for job in jobs], console)
     names = {tuple(job.overrides): job.name for job in jobs}
@@ -169,6 +169,7 @@ def train_sweep(composition: Composition, words: list[str]) -> int:
         quiet=board.live,
         claims=launcher.name != "submitit_slurm",
         token=secrets.token_hex(8),
+        launched_by=os.getpid() if launcher.name == "joblib" else None,
     )
     here = launcher.name == compose.BASIC or (launcher.name == "joblib" and at_once == 1)
     codes = dict.fromkeys(range(len(jobs)), 0) | dict.fromkeys(errors, 2)
@@ -181,10 +182,12 @@ def train_sweep(composition: Composition, words: list[str]) -> int:
     return report_sweep(jobs, folder, [codes[number] for number in range(len(jobs))], errors, console)
 
 
-def left_to_do(jobs: Sequence[Job], graphs: Mapping[str, Graph], folder: Path) -> tuple[list[int], dict[int, str]]:
+def left_to_do(
+    jobs: Sequence[Job], graphs: Mapping[str, Graph], folder: Path, *, quiet: bool
+) -> tuple[list[int], dict[int, str]]:
     """(the numbers of the jobs that have not finished, why others can't start by number).
 
-    What was written about earlier attempts of those jobs is taken away.
+    What is known of earlier attempts of those jobs is taken away. quiet: a table will show which have finished.
     """
     from kdlab.rundir import RunDirectory, Taken, alive, read
 
@@ -199,7 +202,8 @@ def left_to_do(jobs: Sequence[Job], graphs: Mapping[str, Graph], folder: Path) -
                 errors[number] = str(problem.problems[0])
                 continue
             if own.result() is not None and not run.fresh:
-                print(f"done  {job.name}: finished before", flush=True)
+                if not quiet:
+                    print(f"done  {job.name}: finished before", flush=True)
                 continue
         status = read(folder / job.name / "status.json")
         if status is None or not alive(status):
@@ -241,7 +245,7 @@ def report_sweep(
     """The sweep's table, and at its end what failed and why: each error once, with the jobs that it stopped."""
     from kdlab.report import tables
     from kdlab.report.compare import compare
-    from kdlab.report.jobs import grouped
+    from kdlab.report.jobs import grouped, telling_names
     from kdlab.runs import collect
     from kdlab.sweep import failure
 
@@ -257,8 +261,9 @@ def report_sweep(
         (jobs[number].name, errors.get(number) or failure(folder / jobs[number].name) or "see above")
         for number in failed
     ]
+    brief = telling_names([job.name for job in jobs])
     for text, names in grouped(told):
-        which = names[0] if len(names) == 1 else f"{len(names)} jobs ({', '.join(names)})"
+        which = names[0] if len(names) == 1 else f"{len(names)} jobs ({'; '.join(brief[name] for name in names)})"
         console.print(f"failed: {which}: {text}", markup=False, soft_wrap=True)
     if len(failed) > len(errors):
         console.print("give the same command again: finished jobs are skipped, failed ones run", soft_wrap=True)
