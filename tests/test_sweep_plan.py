@@ -74,13 +74,14 @@ def test_every_stage_on_demand(lab: Lab, tmp_path: Path) -> None:
 
 def test_what_is_finished_is_told(lab: Lab, tmp_path: Path) -> None:
     line = f"-m {TINY} method=ft,kd method.weak_teacher=warn seed="
-    assert lab.run(f"{line}1", outputs=tmp_path).code == 0
-    done = lab.run(f"{line}1,2,3", outputs=tmp_path, verb="plan")
+    own = f"store={tmp_path / 'artifacts'} outputs={tmp_path}"  # nothing that other tests have finished
+    assert lab.command(f"train {line}1 {own}").code == 0
+    done = lab.command(f"plan {line}1,2,3 {own}")
     assert done.out.startswith("6 jobs, 2 of them finished; ")
     assert row(done.out, "evaluate_student x 6")[1:3] == ["2/6 cached", "1 job"]
     assert row(done.out, "teacher")[1] == "cached"
     assert row(done.out, "finished already")[1].startswith("1")
-    whole = lab.run(f"{line}1", outputs=tmp_path, verb="plan")
+    whole = lab.command(f"plan {line}1 {own}")
     assert whole.out.startswith("2 jobs, 2 of them finished; ") and row(whole.out, "to run")[1].startswith("0 of ")
     assert "without sharing" not in whole.out
 
