@@ -7,9 +7,7 @@ always is.
 
 from __future__ import annotations
 
-import csv
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -17,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from kdlab.data.delimited import plain_rows, quoted_rows
 from kdlab.errors import DataError
 
 FORMATS = ("jsonl", "csv", "tsv", "parquet")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 ID = "id"  # a column that is handed through
 AT_ONCE = 1024  # rows of Parquet
-_ENCLOSED = re.compile(r'"((?:[^"]|"")*)"')
 
 Bad = Callable[[int, str], None]  # what hears of a row that can't be answered: its place, and why
 
@@ -73,7 +71,8 @@ def read_rows(path: Path | None, form: str, columns: Sequence[str], *, optional:
                 found: Iterable[tuple[int, Any]] = _jsonl(file, bad)
             else:
                 plain = form == "tsv" and (path is None or _is_plain(path))
-                rows = _plain(_decoded(file, where)) if plain else _quoted(file, where, form)
+                text = _decoded(file, where)
+                rows = plain_rows(text) if plain else quoted_rows(text, where, "\t" if form == "tsv" else ",")
                 found = _headed(rows, where, columns, optional, bad)
             yield from _checked(found, columns, optional, where, bad)
     except OSError as error:
@@ -183,39 +182,6 @@ def _headed(
             bad(number, f"has {len(fields)} fields, and the header {len(header)}")
         else:
             yield number, dict(zip(header, fields, strict=True))
-
-
-def _plain(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(lines, start=1):
-        line = line.rstrip("\r\n")
-        if line:
-            fields = line.split("\t")
-            yield (
-                number,
-                [match[1].replace('""', '"') if (match := _ENCLOSED.fullmatch(one)) else one for one in fields],
-            )
-
-
-def _quoted(file: BinaryIO, where: str, form: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(_decoded(file, where), delimiter="\t" if form == "tsv" else ",", strict=True)
-    limit = csv.field_size_limit(sys.maxsize)
-    line = 1
-    try:
-        while True:
-            line = reader.line_num + 1
-            row = next(reader, None)
-            if row is None:
-                return
-            if row:
-                yield line, row
-    except csv.Error as error:
-        raise DataError(
-            f"The quotes of a field are wrong: {error}.",
-            where=f"{where}, line {line}",
-            fix='Enclose the field in double quotes and write a quote inside it as "".',
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _is_plain(path: Path) -> bool:

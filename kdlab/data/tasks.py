@@ -13,15 +13,13 @@ everything else by tabs, where one line is one row.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import importlib
 import io
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kdlab.data.delimited import plain_rows, quoted_rows
 from kdlab.errors import DataError, HubError
 
 DEMOS = {  # modules with rows(split), or rows(split, language), -> list of dicts
@@ -784,9 +783,6 @@ def _read_elements(text: str, where: str, wanted: Sequence[str]) -> Raw:
     return Raw(columns=columns, available=available, where=where)
 
 
-_ENCLOSED = re.compile(r'"((?:[^"]|"")*)"')
-
-
 def _plain_tsv(text: str) -> tuple[list[list[str]], list[int]]:
     """Nothing if its lines differ in how many fields they have."""
     rows, lines = _lines(text)
@@ -795,13 +791,8 @@ def _plain_tsv(text: str) -> tuple[list[list[str]], list[int]]:
 
 def _lines(text: str) -> tuple[list[list[str]], list[int]]:
     """The fields of each line that is not empty, parted by tabs, and the lines' numbers."""
-    numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), start=1)]
-    split = [(number, line.split("\t")) for number, line in numbered if line]
-    rows = [
-        [match[1].replace('""', '"') if (match := _ENCLOSED.fullmatch(field)) else field for field in fields]
-        for _, fields in split
-    ]
-    return rows, [number for number, _ in split]
+    found = list(plain_rows(text.split("\n")))
+    return [row for _, row in found], [line for line, _ in found]
 
 
 def _quoted(
@@ -810,16 +801,8 @@ def _quoted(
     """names: of the columns, where there is no header line."""
     rows: list[list[str]] = []
     lines: list[int] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        while True:
-            line = reader.line_num + 1
-            row = next(reader, None)
-            if row is None:
-                return rows, lines
-            if not row:
-                continue
+    with closing(quoted_rows(io.StringIO(text, newline=""), where, delimiter)) as found:
+        for line, row in found:
             if names is None and rows and len(row) != len(rows[0]):
                 raise DataError(
                     f"The row has {len(row)} fields, the header has {len(rows[0])}.",
@@ -828,11 +811,4 @@ def _quoted(
                 )
             rows.append(row)
             lines.append(line)
-    except csv.Error as error:
-        raise DataError(
-            f"The quotes of a field are wrong: {error}.",
-            where=f"{where}, line {line}",
-            fix='Enclose the field in double quotes and write a quote inside it as "".',
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
+    return rows, lines
