@@ -40,7 +40,7 @@ class Record:
                 fix="give folders such as outputs/runs/NAME, outputs/sweeps/NAME or outputs/sweeps/NAME/JOB",
             )
         told = read_json(folder / "run.json")
-        if not isinstance(told, dict) or not {"config", "overrides", "run_id"} <= set(told):
+        if not isinstance(told, dict) or not {"config", "overrides"} <= set(told):
             raise StoreError("this run was written by another kdlab", where=str(folder / "run.json"), fix=AGAIN)
         result = read_json(folder / "result.json") if (folder / "result.json").is_file() else None
         if result is not None and not isinstance(result, dict):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from kdlab.artifacts import Store
 from kdlab.errors import ConfigError, DataError, StoreError
+from kdlab.runs import Record
 
 Sample = dict[
     str, Any
@@ -61,18 +61,9 @@ def load(folder: Path, store: str | Path | None = None) -> list[Sample]:
     store: where the run's artifacts are; None: as the run says. Raises StoreError if the folder is not that of a
     finished reasoning run, or its samples are no longer in the store.
     """
-    if not (folder / "run.json").exists():
-        raise StoreError(
-            "not the folder of a run: it has no run.json",
-            where=str(folder),
-            fix="give a folder such as outputs/runs/NAME or outputs/sweeps/NAME/JOB",
-        )
-    again = "give the run's command again"
-    told = _object(folder / "run.json", again)
+    record = Record.open(folder)
     try:
-        family = told["config"]["method"]["family"]
-        root = Path(store or told["config"]["store"])
-        command = shlex.join(["kdlab", "train", *told["overrides"]])
+        family, root = record.family, record.store(store)
     except (KeyError, TypeError) as problem:
         raise StoreError(
             "run.json is not whole, or was written by another kdlab",
@@ -85,20 +76,13 @@ def load(folder: Path, store: str | Path | None = None) -> list[Sample]:
             where=str(folder),
             fix="give a run of a reasoning method (ft_cot, ft_answer, zs, ...); `kdlab analyze` looks at others",
         )
-    if not (folder / "result.json").exists():
-        raise StoreError(
-            "the run has not finished: it has no result.json",
-            where=str(folder),
-            fix=f"{again}; it continues where it stopped",
-        )
-    result = _object(folder / "result.json", again)
-    name = (result.get("artifacts") or {}).get(SCORED)
+    name = (record.finished.get("artifacts") or {}).get(SCORED)
     artifact = Store(root).find(name) if name else None
     if artifact is None:
         raise StoreError(
             f"the samples are no longer in the store: {name}" if name else f"the result names no {SCORED}",
             where=str(Store(root).root),
-            fix=f"make them again with `{command}`, or give the store that has them: --store FOLDER",
+            fix=f"make them again with `{record.command}`, or give the store that has them: --store FOLDER",
         )
     return read_samples(artifact.path / "samples.jsonl")
 
@@ -276,13 +260,3 @@ def tables(samples: Sequence[Sample]) -> tuple[str, list[str], list[list[Any]]]:
             ]
         )
     return "samples", list(COLUMNS), rows
-
-
-def _object(file: Path, fix: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as problem:
-        raise StoreError(f"the file can't be read: {problem}", where=str(file), fix=fix) from problem
-    return content
