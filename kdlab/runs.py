@@ -193,3 +193,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise StoreError(f"the file can't be read: {problem}", where=str(path), fix=AGAIN) from problem
+
+
+def read_lines(path: Path, *, what: str) -> list[dict[str, Any]]:
+    """The rows of a JSONL file of an artifact. what: they are, for the message. Raises StoreError."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # `str.splitlines` would also split inside of a text
+        found: list[dict[str, Any]] = json.loads(f"[{','.join(filter(None, lines))}]")
+        return found
+    except (OSError, ValueError) as problem:
+        raise StoreError(
+            f"the {what} can't be read: {problem}",
+            where=str(path),
+            fix="`kdlab store verify` looks at all artifacts; remove the damaged one and give the run's command again",
+        ) from problem

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from kdlab.data.languages import ORIGINAL, View
 from kdlab.errors import StoreError
 from kdlab.report.samples import SCORED, answered, read_samples
-from kdlab.runs import Record, read_json
+from kdlab.runs import Record, read_json, read_lines
 
 SCORING = ("evaluate_student", SCORED)  # labels of the stages that leave predictions
 
@@ -75,7 +75,7 @@ def load(record: Record, store: str | Path | None = None, *, split: str | None =
             )
         answers, names = _answers(table)
         modes: dict[str, dict[Any, Said]] = {}
-        for row in _lines(file):
+        for row in read_lines(file, what="predictions"):
             told, answer = row["prediction"], answers.get(row["id"])
             for mode, prediction in told.items() if isinstance(told, Mapping) else [("", told)]:
                 right = None if answer is None or names is None else answer == prediction
@@ -142,16 +142,3 @@ def _source(record: Record, table: str) -> str:
             sources.append(json.dumps(stage["values"]["source"], sort_keys=True))
         names += stage["inputs"].values() if table else []
     return " ".join(dict.fromkeys(sources))
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-        found: list[dict[str, Any]] = json.loads(f"[{','.join(filter(None, lines))}]")
-        return found
-    except (OSError, ValueError) as problem:
-        raise StoreError(
-            f"the predictions can't be read: {problem}",
-            where=str(file),
-            fix="`kdlab store verify` looks at all artifacts; remove the damaged one and give the run's command again",
-        ) from problem

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from kdlab.artifacts import Store
 from kdlab.errors import ConfigError, DataError, StoreError
-from kdlab.runs import Record
+from kdlab.runs import Record, read_lines
 
 Sample = dict[
     str, Any
@@ -89,15 +89,7 @@ def load(folder: Path, store: str | Path | None = None) -> list[Sample]:
 
 def read_samples(file: Path) -> list[Sample]:
     """The rows of samples.jsonl. Raises StoreError if it can't be read."""
-    try:
-        with open(file, encoding="utf-8") as lines:  # `str.splitlines` would also split at U+2028 inside of a text
-            return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as problem:
-        raise StoreError(
-            f"the samples can't be read: {problem}",
-            where=str(file),
-            fix="remove the artifact's folder and give the run's command again; the stage then runs again",
-        ) from problem
+    return read_lines(file, what="samples")
 
 
 def select(
