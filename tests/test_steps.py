@@ -13,9 +13,10 @@ import toy
 from kdlab.config import Consistency, JointFit, LayerFit, LogitFit, Mixed, Transport
 from kdlab.engine import device
 from kdlab.engine.loop import Progress
-from kdlab.models.taps import Tapped
+from kdlab.models.frozen import lowered
+from kdlab.models.taps import Tap, Tapped
 from kdlab.objectives.logits import hard_label, soft_cross_entropy
-from kdlab.stages.steps import JointStep, LayerStep, LogitStep
+from kdlab.stages.steps import TEACHER_LOGITS, Guide, JointStep, LayerStep, LogitStep
 
 CPU = torch.device("cpu")
 PLACED: dict[str, Any] = {"precision": "fp32", "place": CPU}
@@ -275,6 +276,41 @@ def test_the_teacher_runs_only_where_it_is_asked(
     assert asked == [None]
 
 
+@pytest.mark.parametrize(
+    ("values", "lam"),
+    [
+        ({}, None),
+        ({"alpha": 0.3, "temperature": 3.0}, None),
+        ({"clean": 0.0, "mixed": Mixed(mixup=1.0, target="clean")}, 0.7),
+        ({"mixed": Mixed(mixup=1.0, logit=0.5, label=0.2, target="clean")}, 0.7),
+    ],
+)
+def test_logits_that_come_with_the_batch_are_the_teachers_own(
+    values: dict[str, Any], lam: float | None, teacher: Tapped, student: Tapped, batch: dict[str, Any]
+) -> None:
+    """Without a teacher: the loss, its gradients and the curves are those with one."""
+    values = toy.fields_without_fit(LogitFit(**values))
+    alone = LogitStep(None, values, kind="classification", **PLACED)
+    asking = LogitStep(teacher, values, kind="classification", **PLACED)
+    brought = {**batch, TEACHER_LOGITS: teacher(batch).logits}
+    found = []
+    for step, rows in ((asking, batch), (alone, brought)):
+        loss, logits = step.loss(student, rows, lam)
+        loss.total.backward()
+        found.append(({"total": loss.total, "logits": logits, **loss.parts}, gradients(student)))
+        student.zero_grad()
+        assert loss.weights and step.clean(student, rows)[0].total == asking.clean(student, batch)[0].total
+    assert all(toy.same(*pair) for pair in zip(*found, strict=True))
+
+
+def test_mixtures_are_asked_of_the_teacher_although_the_batch_holds_its_logits(
+    teacher: Tapped, student: Tapped, batch: dict[str, Any]
+) -> None:
+    brought = {**batch, TEACHER_LOGITS: teacher(batch).logits}
+    step = logit_step(teacher, mixed=Mixed(mixup=1.0))
+    assert step.loss(student, brought, 0.7)[0].total == step.loss(student, batch, 0.7)[0].total
+
+
 def test_a_mixture_is_drawn_from_the_step_alone(teacher: Tapped, student: Tapped, batch: dict[str, Any]) -> None:
     step = logit_step(teacher, clean=0.0, mixed=Mixed(mixup=1.0))
     first, again, other = (step(student, batch, at(number)).total.item() for number in (3, 3, 4))
@@ -317,3 +353,30 @@ def test_joint_on_mixed_inputs_uses_the_mixture_everywhere(
     assert loss.parts["label"].item() == pytest.approx((0.7 * own + 0.3 * partner).sum().item(), rel=1e-6)
     assert loss.weights["consistency_hidden"] == pytest.approx(0.1)
     assert set(step.expected()) == set(loss.parts)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_teacher_of_lowered_weights_gives_the_same_bits_under_autocast(dtype: torch.dtype) -> None:
+    teacher = toy.encoder(layers=3, seed=4).eval()
+    ids = torch.arange(12).view(3, 4) % 7 + 1
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    taps = [Tap("hidden", 0), Tap("hidden", 3), Tap("attention", 2), Tap("value", 3)]
+    quick = lowered(teacher, dtype)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        whole, low = teacher(batch, taps=taps, lam=0.7), quick(batch, taps=taps, lam=0.7)
+    assert whole.logits.dtype == dtype and torch.equal(low.logits, whole.logits)
+    for part in ("hidden", "attention", "value"):
+        for layer, values in getattr(whole, part).items():
+            assert torch.equal(getattr(low, part)[layer], values), (part, layer)
+    assert teacher.model.classifier.weight.dtype == torch.float32, "the teacher itself stays as it is"
+    assert lowered(teacher, None) is teacher
+
+
+def test_a_guide_runs_at_the_precision_asked_for() -> None:
+    teacher = toy.encoder(layers=2, seed=4).eval()
+    ids = torch.arange(8).view(2, 4) % 7 + 1
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    guide = Guide(teacher, "bf16", torch.device("cpu"))
+    assert guide(batch, "bf16").logits.dtype == torch.bfloat16
+    assert torch.equal(guide(batch, "fp32").logits, teacher(batch).logits)
+    assert not guide(batch, "fp32").logits.requires_grad

@@ -24,6 +24,7 @@ from kdlab.models.architectures import (
     num_heads,
     num_layers,
 )
+from kdlab.models.dropout import quick_dropout
 from kdlab.models.projection import ProjectionHead
 from kdlab.models.taps import Tap, Tapped
 
@@ -149,10 +150,15 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-each_kernel = pytest.mark.parametrize(  # transformers has no sdpa for mpnet and deberta-v2
+each_kernel = pytest.mark.parametrize(  # transformers has eager alone for mpnet and deberta-v2
     ("name", "kernel"),
     [(name, "eager") for name in CONFIGS]
-    + [(name, "sdpa") for name in CONFIGS if kind_of(name) not in ("mpnet", "deberta-v2")],
+    + [
+        (name, kernel)
+        for kernel in ("sdpa", "kdlab")
+        for name in CONFIGS
+        if kind_of(name) not in ("mpnet", "deberta-v2")
+    ],
 )
 
 
@@ -318,7 +324,8 @@ def test_mixing_comes_after_dropout(name: str) -> None:
     if kind_of(name) == "deberta-v2":
         inputs["mask"] = batch["attention_mask"]
     torch.manual_seed(0)
-    embedded = model.base_model.embeddings(**inputs)
+    with quick_dropout(model, torch.device("cpu")):
+        embedded = model.base_model.embeddings(**inputs)
     if name == "electra":
         embedded = model.base_model.embeddings_project(embedded)
     torch.manual_seed(0)

@@ -23,8 +23,11 @@ from torch import Tensor, nn
 
 from kdlab.context import Context
 from kdlab.engine import checkpoint, device
+from kdlab.engine.compiling import compile_layers
+from kdlab.engine.feed import feed
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.engine.optimizer import build_optimizer, rate, set_rate
+from kdlab.engine.tables import TableGradients, values
 from kdlab.errors import TrainingError
 
 CURVE_POINTS = (
@@ -143,6 +146,7 @@ def fit(
     accelerator = device.accelerator(target, plan.precision)
     checkpoint.seed_everything(plan.seed)
     model.to(accelerator.device).train()
+    compile_layers(model, context.hardware.compile)
     optimizer = build_optimizer(
         model,
         name=plan.optimizer,
@@ -192,6 +196,7 @@ class _Trainer:
         self.accelerator, self.batches, self.plan, self.context = accelerator, batches, plan, context
         self.extra = state
         self.world = device.World.current()
+        self.tables = TableGradients(model, accelerator.device, processes=self.world.size)
         self.per_epoch = len(batches)
         self.steps = self.per_epoch * plan.epochs
         if plan.max_steps is not None:
@@ -218,7 +223,8 @@ class _Trainer:
         return self.step // self.per_epoch
 
     def rest_of_epoch(self) -> Any:
-        return self.batches.epoch(self.epoch, start=self.step % self.per_epoch)
+        steps = self.batches.epoch(self.epoch, start=self.step % self.per_epoch)
+        return feed(steps, self.accelerator.device)
 
     # one optimiser step ----------------------------------------------------------------------------------------
 
@@ -227,7 +233,7 @@ class _Trainer:
         set_rate(self.optimizer, self.plan.lr * factor)
         self.prepared.zero_grad()
         names: list[str] = []
-        values: list[Tensor] = []
+        sums: list[Tensor] = []
         weights: dict[str, float] = {}
         for number, micro in enumerate(micro_batches):
             batch = {key: _move(value, self.accelerator.device) for key, value in micro.items()}
@@ -242,9 +248,9 @@ class _Trainer:
             rows = loss.count.new_tensor(len(batch["attention_mask"]))
             masks = [mask.sum() for name, mask in batch.items() if name.endswith("attention_mask")]
             counted = [loss.total.detach(), loss.count, rows, torch.stack(masks).sum(), *loss.parts.values()]
-            values.append(torch.stack([value.to(self.wide) for value in counted]) * real)
-        total, count, examples, seen, *sums = device.total(torch.stack(values).sum(0)).tolist()
-        parts = dict(zip(names, sums, strict=True))
+            sums.append(torch.stack([value.to(self.wide) for value in counted]) * real)
+        total, count, examples, seen, *found = device.total(torch.stack(sums).sum(0)).tolist()
+        parts = dict(zip(names, found, strict=True))
         if not np.isfinite(total):
             raise self.not_finite(total / count, {name: value / count for name, value in parts.items()}, micro_batches)
 
@@ -252,6 +258,7 @@ class _Trainer:
         if self.accelerator.scaler is None and not np.isfinite(norm):
             raise self.not_finite(total / count, {"gradient": norm}, micro_batches)
         self.prepared.step()
+        self.tables.clear()
         self.step += 1
         means = {name: value / count for name, value in parts.items()}
         self.remember(total / count, means, weights, norm, int(examples), int(seen))
@@ -260,14 +267,14 @@ class _Trainer:
         """Turn summed gradients into the mean over units and clip them; returns the norm before clipping."""
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.prepared)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        self.tables.gather()
+        gradients = [values(p.grad) for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) * factor
         if self.plan.clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(
-                [p for p in self.model.parameters() if p.grad is not None], self.plan.clip, norm
-            )
-        return float(norm)
+            factor *= min(1.0, self.plan.clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        torch._foreach_mul_(gradients, factor)
+        self.tables.spread()
+        return norm
 
     def not_finite(self, loss: float, parts: Mapping[str, float], micro_batches: Sequence[Batch]) -> TrainingError:
         bad = [name for name, value in parts.items() if not np.isfinite(value)] or ["total"]
@@ -456,11 +463,13 @@ class _Trainer:
         """What bit-exact continuation depends on besides the checkpoint."""
         return {
             "torch": torch.__version__,
+            "numpy": np.__version__,
             "threads": torch.get_num_threads(),
             "device": str(self.accelerator.device.type),
             "processes": self.world.size,
-            "attention": self.plan.attention or device.attention_kernel(self.accelerator.device, train=True),
+            "attention": self.plan.attention or device.attention_kernel(self.context.hardware),
             "fused": bool(self.optimizer.defaults.get("fused")),
+            "compile": self.context.hardware.compile,
         }
 
     def resume(self) -> None:
@@ -502,6 +511,7 @@ class _Trainer:
             best = self.context.work / f"best-{history.selected_step}.safetensors"
             self.model.load_state_dict(load_file(_found(best)))
         device.wait()  # until all have read it: the first process removes it with `work`
+        self.tables.close()
         self.context.facts.update(steps=self.step, selected_step=history.selected_step, trained_tokens=self.tokens)
         self.context.facts["environment"] = self.environment()
         self.model.eval()

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 FUSED_DEVICES = frozenset({"cpu", "cuda"})
+LATE = 1e9  # steps after which 1 - beta^step is 1 in every float
 
 
 def _is_normalisation(module: nn.Module) -> bool:
@@ -81,26 +83,31 @@ class BertAdam(torch.optim.Optimizer):
                 self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
                 self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters]
-        averages = [self.state[parameter]["exp_avg"] for parameter in parameters]
-        squares = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-
         if group["max_norm"] > 0:  # by min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_
             scales = torch._foreach_add(torch._foreach_norm(gradients), 1e-6)
             torch._foreach_reciprocal_(scales)
             torch._foreach_mul_(scales, group["max_norm"])
             torch._foreach_clamp_max_(scales, 1.0)
-            torch._foreach_mul_(gradients, scales)
-
-        torch._foreach_mul_(averages, beta1)
-        torch._foreach_add_(averages, gradients, alpha=1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        if group["weight_decay"] != 0:
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        roots = torch._foreach_sqrt(squares)
-        torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(parameters, averages, roots, -lr)
+            if any(float(scale) < 1.0 for scale in scales):  # rarely, after a clip of the whole
+                torch._foreach_mul_(gradients, scales)
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            gradients,
+            [self.state[parameter]["exp_avg"] for parameter in parameters],
+            [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+            [],
+            # so late that the corrections for the start are 1
+            [torch.full((), LATE, device=parameter.device) for parameter in parameters],
+            fused={parameter.device.type for parameter in parameters} <= FUSED_DEVICES,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def build_optimizer(

@@ -285,6 +285,7 @@ class Builder:
         return Stage(
             "kdlab.stages.crosslingual:finetune_pairs",
             "student",
+            version=2,  # its dropout draws from numpy
             values={
                 "model": values,
                 "fit": {name: getattr(fit, name) for name in FIT_FIELDS},

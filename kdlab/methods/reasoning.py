@@ -340,6 +340,7 @@ class Builder:
         return Stage(
             "kdlab.stages.generation:finetune_generator",
             "student",
+            version=2,  # its dropout draws from numpy
             values={
                 "model": values,
                 "fit": {name: getattr(fit, name) for name in FIT_FIELDS},

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import kdlab.models.attention  # noqa: F401  registers the kernel "kdlab"
 from kdlab.errors import ModelError
 from kdlab.models.architectures import architecture
 from kdlab.models.loading import changed, check_finite, fetch_config, first_line, reading_weights
@@ -39,7 +40,7 @@ def load_encoder(
       init "pretrained": the weights of path or id; "cut": of these, the layers `layers` (from 0) or the first
       `num_layers`; "random": new weights for the config of path or id, or for `config` alone.
     kind: "classification" or "regression"; labels: names of the classes by id.
-    attention: "eager" or "sdpa" (mpnet and deberta-v2 have only eager and get that).
+    attention: "eager", "sdpa" or "kdlab" (mpnet and deberta-v2 have only eager and get that).
     seed: of all new weights, a head of another shape included; the global random state stays as it is.
 
     Raises HubError if the model or its revision is not there, ModelError if its architecture is not

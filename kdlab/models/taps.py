@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from kdlab.errors import ModelError
 from kdlab.models.architectures import architecture, available
+from kdlab.models.dropout import quick_dropout
 from kdlab.models.projection import ProjectionHead
 
 __all__ = ["Tap", "Tapped", "Views", "available"]
@@ -111,6 +112,7 @@ class Tapped(nn.Module):
         mask = _by_part(own, ratios, lambda part, _: torch.maximum(part, part.flip(0))) if mixed else own
         raw: dict[tuple[str, int], Tensor] = {}
         with ExitStack() as hooks:
+            hooks.enter_context(quick_dropout(self, own.device))
             if mixed:
                 self._mix(hooks, ratios, own)
             if self.head == "official":
@@ -190,6 +192,8 @@ class Tapped(nn.Module):
     def _read(self, hooks: ExitStack, tap: Tap, raw: dict[tuple[str, int], Tensor]) -> None:
         """Attach what `tap` needs; `raw` then receives the outputs by module path and layer."""
         parts, layer = self.parts, tap.layer
+        if layer:  # a compiled layer would not run hooks that came later: this one is not compiled
+            self._layer(layer)._compiled_call_impl = None
         if tap.name == "hidden":
             module = self._hidden_module(layer)
             hooks.callback(module.register_forward_hook(_keep(raw, ("hidden", layer))).remove)

@@ -469,7 +469,7 @@ def measured(context: Context, cases: Sequence[T], measure: Callable[[T], dict[s
 def _ready(context: Context, folder: Path) -> Tapped:
     """The model of an artifact, for looking at."""
     place = device.pick_device(context.hardware)
-    kernel = device.attention_kernel(place, train=False)
+    kernel = device.attention_kernel(context.hardware)
     return saved_model(folder / "model", kernel=kernel).to(place).eval().requires_grad_(False)
 
 

@@ -63,7 +63,7 @@ def finetune_pairs(
     processes: part of the identity only.
     """
     task = TaskData(data)
-    kernel = device.attention_kernel(device.pick_device(context.hardware), train=True)
+    kernel = device.attention_kernel(context.hardware)
     student = new_model(model, task, seed=seed, kernel=kernel)
     contrast = objective["contrast"]
     if contrast["weight"]:
@@ -275,7 +275,7 @@ def evaluate_languages(
     metric, unweighted; fallbacks.json: split -> language -> view -> rows; and predictions-{split}.{language}.jsonl.
     """
     place = device.pick_device(context.hardware)
-    loaded = saved_model(model / "model", kernel=device.attention_kernel(place, train=False)).to(place)
+    loaded = saved_model(model / "model", kernel=device.attention_kernel(context.hardware)).to(place)
     tasks = [TaskData(folder) for folder in (data, sets) if folder is not None]
     asked = Asked(loaded, tasks, source_language, context.hardware.eval_batch, pad_to_max, classes)
     names = tasks[0].labels

@@ -38,7 +38,7 @@ def evaluate(
     where the task has them in another. Leaves scores.json and predictions.
     """
     place = device.pick_device(context.hardware)
-    loaded = saved_model(model / "model", kernel=device.attention_kernel(place, train=False)).to(place)
+    loaded = saved_model(model / "model", kernel=device.attention_kernel(context.hardware)).to(place)
     scores: dict[str, dict[str, float]] = {}
     for task in [TaskData(folder) for folder in (data, sets) if folder is not None]:
         labelled = task.splits(labelled=True)
@@ -86,7 +86,7 @@ def measure(context: Context, *, model: Path, data: Path, machine: Mapping[str, 
 
     task = TaskData(data)
     place = device.pick_device(context.hardware)
-    loaded = saved_model(model / "model", kernel=device.attention_kernel(place, train=False)).to(place).eval()
+    loaded = saved_model(model / "model", kernel=device.attention_kernel(context.hardware)).to(place).eval()
     split = task.split(task.sample)
     rows = range(min(LATENCY_ROWS, len(split)))
     batches = [on(place, task.rows(split, [row])) for row in rows]

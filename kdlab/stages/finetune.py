@@ -27,7 +27,7 @@ def finetune(
 ) -> None:
     """Cross entropy for classification, squared error for regression; one number per example, averaged."""
     task = TaskData(data)
-    kernel = device.attention_kernel(device.pick_device(context.hardware), train=True)
+    kernel = device.attention_kernel(context.hardware)
     train(
         context,
         new_model(model, task, seed=seed, kernel=kernel),

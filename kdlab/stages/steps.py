@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdlab.engine import device
 from kdlab.engine.loop import Batch, Loss, Progress, Stateful
 from kdlab.models.ema import MovingAverage
+from kdlab.models.frozen import lowered
 from kdlab.models.taps import Tap, Tapped, Views
 from kdlab.objectives.layer_map import layer_pairs
 from kdlab.objectives.layers import consistency_terms, layer_terms
@@ -26,6 +27,21 @@ from kdlab.objectives.transport import LayerWeights, transport_terms
 Weighted = dict[str, tuple[float, Tensor]]  # name -> weight, one number per example [B]
 WITHOUT_KEYS = ("hidden", "embedding", "patient")  # relations that compare states, not scores over keys
 APART = ("embedding", "patient")  # relations that no transport map applies to
+TEACHER_LOGITS = "teacher_logits"  # in a batch: the teacher's logits of its rows as they are [B, C]
+
+
+class Guide:
+    """A teacher as training asks it: without gradients, at the precision of training or, for curves, at fp32."""
+
+    def __init__(self, teacher: Tapped, precision: str, place: torch.device) -> None:
+        self.teacher, self.precision, self.place = teacher, precision, place
+        self.quick = lowered(teacher, device.DTYPES.get(precision))
+
+    def __call__(self, batch: Batch, precision: str, **options: Any) -> Views:
+        model = self.quick if precision == self.precision else self.teacher
+        with torch.no_grad(), device.autocast(self.place, precision):
+            views: Views = model(batch, **options)
+        return views
 
 
 class Objective(Protocol):
@@ -104,12 +120,15 @@ class LogitStep:
     """The labels of clean inputs, and of mixed ones: `config.LogitFit` without its `Fit`.
 
     clean * [(1 - alpha) * soft + alpha * hard] + mixed.logit * soft of the mixture + mixed.label * hard of the mixture.
+    What the teacher says to clean inputs is in the batch, as TEACHER_LOGITS (at the precision of training, also for the
+    curves); where it is not, and for mixed inputs, `teacher` is asked.
     """
 
     def __init__(
-        self, teacher: Tapped, values: Mapping[str, Any], *, kind: str, precision: str, place: torch.device
+        self, teacher: Tapped | None, values: Mapping[str, Any], *, kind: str, precision: str, place: torch.device
     ) -> None:
-        self.teacher, self.precision, self.place = teacher, precision, place
+        self.guide = None if teacher is None else Guide(teacher, precision, place)
+        self.precision = precision
         self.labels = Labels.of(values, weight=float(values["clean"]), kind=kind)
         self.mixed: Mapping[str, Any] = values["mixed"]
 
@@ -126,17 +145,20 @@ class LogitStep:
         """A stage of mixed inputs only is followed by its soft labels."""
         labels = self.labels if self.labels.weight else replace(self.labels, weight=1.0, alpha=0.0)
         logits = model(batch).logits
-        return Loss.of(labels.terms(logits, self.target(batch, None, "fp32"), batch["labels"])), logits
+        target = self.target(batch, None, "fp32") if "logit" in labels.names else None
+        return Loss.of(labels.terms(logits, target, batch["labels"])), logits
 
     def target(self, batch: Batch, lam: float | None, precision: str) -> Tensor:
-        with torch.no_grad(), device.autocast(self.place, precision):
-            views: Views = self.teacher(batch, lam=lam)
-        return views.logits
+        if lam is None and TEACHER_LOGITS in batch:
+            stored: Tensor = batch[TEACHER_LOGITS]
+            return stored
+        assert self.guide is not None
+        return self.guide(batch, precision, lam=lam).logits
 
     def loss(self, model: nn.Module, batch: Batch, lam: float | None) -> tuple[Loss, Tensor]:
         """The weighted terms, and the logits of the last view [B, C]."""
         terms: Weighted = {}
-        from_clean = lam is not None and self.mixed["target"] == "clean"
+        from_clean = lam is not None and bool(self.mixed["logit"]) and self.mixed["target"] == "clean"
         wanted = "logit" in self.labels.names or from_clean
         target = self.target(batch, None, self.precision) if wanted else None
         if self.labels.weight:
@@ -173,7 +195,8 @@ class LayerStep:
         precision: str,
         place: torch.device,
     ) -> None:
-        self.teacher, self.objective, self.precision, self.place = teacher, objective, precision, place
+        self.guide = Guide(teacher, precision, place)
+        self.objective, self.precision, self.place = objective, precision, place
         self.average: MovingAverage[Tapped] | None = None
         self.relations: list[str] = list(objective["relations"])
         self.consistency: Mapping[str, Any] = objective["consistency"]
@@ -252,8 +275,7 @@ class LayerStep:
 
     def views(self, model: nn.Module, batch: Batch, lam: float | None, precision: str) -> tuple[Views, Views]:
         """(the teacher's, the student's) on the same input."""
-        with torch.no_grad(), device.autocast(self.place, precision):
-            target: Views = self.teacher(batch, taps=self.taps(1), lam=lam)
+        target = self.guide(batch, precision, taps=self.taps(1), lam=lam)
         return target, model(batch, taps=self.taps(0), lam=lam)
 
     def loss(
