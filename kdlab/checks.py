@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -181,6 +182,11 @@ def check(run: Run) -> list[str]:
         )
     if run.precision == "fp16" and run.hardware.device == "cpu":
         problems.append("precision=fp16: a processor can't train in it; take precision=bf16 or fp32")
+    if run.hardware.compile != "off" and run.hardware.device in ("cpu", "mps"):
+        problems.append(
+            f"hardware.compile={run.hardware.compile}: is for GPUs; on a processor it costs minutes and saves next to "
+            "nothing, leave it out"
+        )
     world = os.environ.get("WORLD_SIZE", "1")
     if run.hardware.processes > 1 and world not in ("1", str(run.hardware.processes)):
         problems.append(
@@ -275,6 +281,8 @@ def labels(run: Run) -> list[str]:
         found += [stage for stage in TRAINED if stage in stages]
         if "teacher" in stages and len(stages) > 1:
             found += ["evaluate_teacher", "vet", "measure_teacher"]
+        if "logits" in stages and run.method.logits.learns_clean and not run.debug.short:
+            found.append("teacher_logits")
         found += ["evaluate_student", "measure_student"]  # the last model, also where it is the teacher
     return found
 
@@ -459,11 +467,16 @@ def _ranges(run: Run) -> Iterator[str]:
     for path, value, _ in walk(run):
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        for pattern, holds, words in RANGES:
-            if fnmatchcase(path, pattern):
-                if not holds(value):
-                    yield f"{path}={value}: {words}"
-                break
+        holds, words = _range_of(path)
+        if not holds(value):
+            yield f"{path}={value}: {words}"
+
+
+@cache
+def _range_of(path: str) -> tuple[Callable[[float], bool], str]:
+    """The first of RANGES that a key is in, or one that holds whatever is given."""
+    found = ((holds, words) for pattern, holds, words in RANGES if fnmatchcase(path, pattern))
+    return next(found, (lambda _: True, ""))
 
 
 def _task(task: Task, root: str = "task") -> Iterator[str]:

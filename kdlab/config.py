@@ -304,6 +304,19 @@ class LogitFit(Fit):
     clean: float = 1.0  # weight of the clean inputs' loss
     mixed: Mixed = field(default_factory=Mixed)
 
+    @property
+    def learns_clean(self) -> bool:
+        """Whether the teacher's logits of clean inputs are a target."""
+        return (self.clean > 0 and self.alpha < 1) or self._mixes("clean")
+
+    @property
+    def learns_mixtures(self) -> bool:
+        """Whether the teacher's logits of mixed inputs are a target."""
+        return self._mixes("mixed")
+
+    def _mixes(self, target: str) -> bool:
+        return self.mixed.mixup > 0 and self.mixed.logit > 0 and self.mixed.target == target
+
 
 @dataclass(kw_only=True)
 class JointFit(LayerObjective):
@@ -528,6 +541,8 @@ class Hardware:
     micro_batch: int = 0  # rows per forward pass and process; 0: the whole batch
     eval_batch: int = 64
     checkpoint_seconds: float = 60.0  # at least so long between two checkpoints; 0: after every step
+    attention: str = choice("auto", "auto", "eager", "sdpa")  # kernel of encoders
+    compile: str = choice("off", "off", "on", "cuda_graphs")  # torch.compile of trained models' layers; on a GPU
 
 
 def together(hardware: Hardware) -> int:
@@ -549,6 +564,11 @@ class Debug:
     name: str = "off"
     steps: int | None = None  # at most so many optimiser steps per stage
     rows: int | None = None  # at most so many rows per split
+
+    @property
+    def short(self) -> bool:
+        """Whether stages see few of many rows: then nothing is computed for all of them in advance."""
+        return self.steps is not None and self.rows is None
 
 
 @dataclass(kw_only=True)

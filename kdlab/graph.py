@@ -35,7 +35,7 @@ class Work:
     drop_last: bool = False
     max_steps: int | None = None
     parameters: int | None = None  # of the model that is trained or run
-    cost: float = 3.0  # forward passes' worth of arithmetic per token: 1 evaluation, 3 training
+    cost: float = 0.0  # forward passes' worth of arithmetic per token: 1 evaluation, 3 training; 0: not estimated
     checkpoint: bool = False  # trains, so that it writes checkpoints
 
     def steps(self) -> int | None:

@@ -174,6 +174,16 @@ def test_figures_are_means_over_seeds_and_training_is_all_that_the_student_needs
     }
 
 
+def test_training_on_stored_logits_takes_the_time_to_store_them(outputs: Outputs) -> None:
+    folder = outputs.run("runs/a", 0.5, result={"seconds_of_stages": {"teacher_logits": 5.0}})
+    stages = json.loads((folder / "graph.json").read_text())
+    stages.append({**stages[0], "label": "teacher_logits", "artifact": "t", "inputs": {"teacher": "finetune-1"}})
+    student = next(entry for entry in stages if entry["label"] == "logits")
+    student["inputs"] = {"teacher_logits": "t"}
+    (folder / "graph.json").write_text(json.dumps(stages))
+    assert group(compared(outputs), "kd")["figures"]["train_seconds"] == 125
+
+
 def test_pooled_groups(outputs: Outputs) -> None:
     for place, (method, lr) in enumerate([("kd", 1.0), ("kd", 2.0), ("ft", 1.0)]):
         for seed in (1, 2):

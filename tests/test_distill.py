@@ -10,26 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import toy
-from kdlab.config import LayerFit, LogitFit
+from kdlab.config import LayerFit, LogitFit, Mixed
 from kdlab.context import Context
 from kdlab.data.metrics import score
 from kdlab.engine import checkpoint, device, loop
 from kdlab.engine.loop import Progress
 from kdlab.engine.metrics_log import MetricsLog
-from kdlab.errors import ModelError, TrainingError
+from kdlab.errors import DataError, ModelError, TrainingError
 from kdlab.models.ema import MovingAverage
 from kdlab.models.encoder import save_student
 from kdlab.models.taps import Tap, Tapped
 from kdlab.stages import distill, evaluate, steps
+from kdlab.stages import teacher_logits as teaching
 from kdlab.stages.distill import distill_layers, distill_logits
 from kdlab.stages.encoder import TaskData, follower, new_model, predict, saved_model
 from kdlab.stages.finetune import finetune
 from kdlab.stages.prepare import prepare
-from kdlab.stages.steps import LabelStep, LayerStep
+from kdlab.stages.steps import TEACHER_LOGITS, LabelStep, LayerStep
+from kdlab.stages.teacher_logits import SPLITS, TaughtData, teacher_logits
 from kdlab.stages.tokenise import tokenise
 
 CPU = torch.device("cpu")
@@ -247,7 +249,7 @@ def test_the_clean_view_gets_no_gradient_and_comes_from_the_target() -> None:
     assert loss.parts["consistency_hidden"].item() > 0.0
     loss.total.backward()
     assert all(parameter.grad is None for parameter in average.module.parameters())
-    assert all(parameter.grad is None for parameter in step.teacher.parameters())
+    assert all(parameter.grad is None for parameter in step.guide.teacher.parameters())
     assert any(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -462,7 +464,7 @@ def test_a_teacher_before_fine_tuning(nli: Path, teacher: Path, tmp_path: Path) 
 # the stage of logits -----------------------------------------------------------------------------------------------
 
 
-def logits(out: Path, data: Path, teacher: Path, **changes: Any) -> list[dict[str, Any]]:
+def logits(out: Path, data: Path, teacher: Path | None = None, **changes: Any) -> list[dict[str, Any]]:
     named: dict[str, Any] = {
         "student": spec(2),
         "fit": FIT,
@@ -473,6 +475,7 @@ def logits(out: Path, data: Path, teacher: Path, **changes: Any) -> list[dict[st
     objective = {**LOGITS, **{name: changes.pop(name) for name in LOGITS if name in changes}}
     context = toy.context(out)
     context.curves = changes.pop("curves", 0)
+    context.hardware.micro_batch = changes.pop("micro_batch", 0)
     distill_logits(context, data=data, teacher=teacher, objective=objective, **{**named, **changes})
     return MetricsLog.read(out / "metrics.jsonl")
 
@@ -525,6 +528,147 @@ def test_regression(scale: str, factor: float, similarity: Path, tmp_path: Path)
     assert first["parts/logit"] == pytest.approx(factor * at_once["parts/logit"], rel=1e-5)
     scores = [point for point in points if "eval/dev/pearson" in point]
     assert scores and all(-1 <= point["eval/heldout/pearson_spearman"] <= 1 for point in scores)
+
+
+# the teacher's logits, stored ---------------------------------------------------------------------------------------
+
+
+def taught(
+    out: Path,
+    data: Path,
+    teacher: Path,
+    *,
+    eval_batch: int = 64,
+    seconds: float = 1e9,
+    note: Callable[[str], None] = lambda _: None,
+    **values: Any,
+) -> Path:
+    """The stage's artifact."""
+    context = toy.context(out, seconds=seconds)
+    context.note = note
+    context.hardware.eval_batch = eval_batch
+    teacher_logits(context, data=data, teacher=teacher, **{"pad_to_max": False, "precision": "fp32", **values})
+    return out
+
+
+def test_stored_logits_are_what_the_teacher_says(nli: Path, teacher: Path, tmp_path: Path) -> None:
+    task, model = TaskData(nli), saved_model(teacher / "model", kernel="eager")
+    out = taught(tmp_path, nli, teacher, eval_batch=5)
+    for name in SPLITS:
+        split, stored = task.split(name), load_file(out / f"{name}.safetensors")
+        assert stored["logits"].dtype == torch.float32 and stored["ids"].tolist() == split.ids.tolist()
+        found = predict(model, task, split, batch_size=8, pad_to_max=True)
+        np.testing.assert_allclose(stored["logits"], found, atol=1e-5)
+    half = load_file(taught(tmp_path / "half", nli, teacher, precision="bf16") / "train.safetensors")["logits"]
+    exact = load_file(out / "train.safetensors")["logits"]
+    assert not torch.equal(half, exact) and torch.allclose(half, exact, atol=0.05)
+
+
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 0), (1, 3), (2, 0), (3, 2)])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_each_row_of_a_batch_has_its_own_logits(
+    world: int, micro_batch: int, drop_last: bool, nli: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """Whoever runs it, phantoms too."""
+    out = taught(tmp_path, nli, teacher)
+    task = TaughtData(nli, out)
+    stored = load_file(out / "train.safetensors")["logits"]
+    named = {"batch_size": 8, "seed": 1, "shuffle": True, "drop_last": drop_last, "micro_batch": micro_batch}
+    seen, phantoms = list[int](), 0
+    for rank in range(world):
+        batches = task.batches(task.split("train"), **named, world=device.World(rank, world))
+        for batch in [one for step in batches.epoch(2) for one in step]:
+            assert torch.equal(batch[TEACHER_LOGITS], stored[batch["index"]])
+            seen += batch["index"].tolist() if batch["real"] else []
+            phantoms += not batch["real"]
+    whole = len(stored) - len(stored) % 8 if drop_last else len(stored)
+    assert len(seen) == len(set(seen)) == whole and bool(phantoms) == (world == 3 and micro_batch == 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"micro_batch": 3},
+        {"pad_to_max": True},
+        {"fit": {**FIT, "drop_last": True}, "alpha": 0.4},
+        {"clean": 0.0, "mixed": vars(Mixed(mixup=1.0, target="clean")), "forward_rows": 8},
+    ],
+)
+def test_training_on_stored_logits_is_that_beside_the_teacher(
+    changes: dict[str, Any], nli: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = taught(tmp_path / "stored", nli, teacher, pad_to_max=changes.get("pad_to_max", False))
+    first = logits(tmp_path / "asked", nli, teacher, curves=8, **changes)
+    opened: list[Path] = []
+    monkeypatch.setattr(distill, "saved_model", lambda folder, **_: opened.append(folder))
+    second = logits(tmp_path / "read", nli, teacher_logits=stored, curves=8, **changes)
+    assert opened == [] and [point.keys() for point in first] == [point.keys() for point in second]
+    for ours, theirs in zip(first, second, strict=True):
+        assert {k: v for k, v in ours.items() if k != "stage"} == pytest.approx(
+            {k: v for k, v in theirs.items() if k != "stage"}, rel=1e-4, abs=1e-6
+        )
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("asked", "read")]
+    for name, value in weights[0].items():
+        if not name.endswith("key.bias"):  # softmax hides it: its gradient is rounding, which Adam blows up
+            assert torch.allclose(value, weights[1][name], atol=1e-4), name
+
+
+def test_stored_logits_of_a_regression(similarity: Path, tmp_path: Path) -> None:
+    guide = untrained(tmp_path / "teacher", similarity, spec(2), seed=1)
+    stored = taught(tmp_path / "stored", similarity, guide)
+    assert load_file(stored / "train.safetensors")["logits"].shape == (len(TaskData(similarity).split("train")), 1)
+    named = {"metric": "pearson_spearman", "alpha": 0.5, "curves": 8}
+    first = logits(tmp_path / "asked", similarity, guide, **named)
+    second = logits(tmp_path / "read", similarity, teacher_logits=stored, **named)
+    assert [one["loss"] for one in first if "loss" in one] == pytest.approx(
+        [one["loss"] for one in second if "loss" in one], rel=1e-4
+    )
+
+
+def test_the_teacher_that_was_killed_goes_on(
+    nli: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = taught(tmp_path / "whole", nli, teacher, eval_batch=4)
+    read = list[int]()
+    keep = teaching._keep
+
+    def killed(path: Path, logits: np.ndarray, done: int) -> None:
+        keep(path, logits, done)
+        read.append(done)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(teaching, "_keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path / "parts", nli, teacher, eval_batch=4, seconds=0.0)
+    parts = taught(tmp_path / "parts", nli, teacher, eval_batch=4, seconds=0.0)
+    rows = [len(TaskData(nli).split(name)) for name in SPLITS]
+    assert read == [min(at, count) for count in rows for at in range(4, count + 4, 4)]
+    for name in SPLITS:
+        assert toy.same(*(load_file(folder / f"{name}.safetensors") for folder in (whole, parts)))
+    monkeypatch.undo()
+    third = taught(tmp_path / "parts", nli, teacher, eval_batch=3)  # all is there; nothing is read anew
+    assert toy.same(load_file(third / "dev.safetensors"), load_file(whole / "dev.safetensors"))
+
+
+def test_progress_is_told(nli: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "SHOWN_EVERY", -1.0)
+    told: list[str] = []
+    taught(tmp_path, nli, teacher, note=told.append)
+    counts = [f"{name} {count}/{count}" for name in SPLITS for count in [len(TaskData(nli).split(name))]]
+    assert [line.split(":")[0].strip() for line in told] == [f"toy {count}" for count in counts]
+
+
+def test_logits_of_other_data_are_refused(nli: Path, similarity: Path, teacher: Path, tmp_path: Path) -> None:
+    stored = taught(tmp_path / "stored", nli, teacher)
+    with pytest.raises(DataError, match=r"of other data: \d+ rows of 3 logits, and train has \d+ of 1"):
+        TaughtData(similarity, stored).split("train")
+    held = load_file(stored / "train.safetensors")
+    save_file({**held, "ids": held["ids"].flip(0).contiguous()}, stored / "train.safetensors")
+    with pytest.raises(DataError, match="or other rows"):
+        logits(tmp_path / "out", nli, teacher_logits=stored)
+    assert TEACHER_LOGITS not in TaughtData(nli, stored).split("heldout").extra
 
 
 # prediction, scores, vet, measurement ----------------------------------------------------------------------------

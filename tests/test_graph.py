@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from kdlab import compose, methods
+from kdlab import checks, compose, methods
 from kdlab.graph import UNPINNED, Graph, Stage, Work, canonical
 from kdlab.pins import Pins
 
 SETS = {"prepare_sets", "tokenise_sets"}
 SCORED = {"evaluate_student", "measure_student"}
 TAUGHT = {"layers", "logits"} | SCORED  # all that is made of the student
-EVERYTHING = {"prepare", "tokenise", *SETS, "teacher", "evaluate_teacher", "vet", "measure_teacher"} | TAUGHT
+OF_TEACHER = {"teacher", "evaluate_teacher", "vet", "measure_teacher", "teacher_logits"}
+EVERYTHING = {"prepare", "tokenise", *SETS} | OF_TEACHER | TAUGHT
 
 
 def stage(label: str, name: str | None = None, **rest: object) -> Stage:
@@ -341,6 +342,33 @@ def test_a_consistency_term_without_weight_is_the_same_whatever_its_other_settin
 def test_methods_share_their_teacher_and_their_data() -> None:
     graphs = {name: fingerprints(planned(f"method={name}")) for name in ("ft", "kd", "cr_ild")}
     assert graphs["kd"]["teacher"] == graphs["cr_ild"]["teacher"]
+    assert graphs["kd"]["teacher_logits"] == graphs["cr_ild"]["teacher_logits"]
     assert len({graph["tokenise"] for graph in graphs.values()}) == 1
     assert graphs["kd"]["logits"] != graphs["cr_ild"]["logits"]
     assert set(graphs["ft"]) == {"prepare", "tokenise", "student"} | SETS | SCORED
+
+
+@pytest.mark.parametrize(
+    ("line", "needs"),
+    [
+        ("method=kd", {"teacher_logits"}),
+        ("method=kd method.logits.alpha=0.5", {"teacher_logits"}),
+        ("method=cr_ild", {"teacher_logits"}),
+        ("method=kd debug.steps=3", {"teacher"}),  # not all rows for a few steps
+        ("method=kd debug.steps=3 debug.rows=9", {"teacher_logits"}),
+        ("method=mixcons", {"teacher_logits"}),  # mixes the teacher's answers to clean inputs
+        ("method=mixkd", {"teacher"}),
+        ("method=mixkd method.logits.alpha=0.5", {"teacher", "teacher_logits"}),
+        ("method=mixkd method.logits.mixed.logit=0", {"teacher"}),  # of its curves
+        ("method=mixkd method.logits.mixed.logit=0 method.logits.alpha=0", {"teacher_logits"}),
+    ],
+)
+def test_the_teacher_runs_in_training_only_for_mixtures(line: str, needs: set[str]) -> None:
+    (job,) = compose.jobs(["task=demo/nli", "model=tiny", *line.split()]).jobs
+    graph = methods.plan(job.run, Pins())
+    stages = {one.label: one for one in graph}
+    assert stages["logits"].inputs.keys() & {"teacher", "teacher_logits"} == needs
+    assert ("teacher_logits" in stages) == ("teacher_logits" in needs)
+    assert sorted(checks.labels(job.run)) == sorted(stages)
+    if "teacher_logits" in stages:
+        assert [one.label for one in stages["teacher_logits"].after] == ["vet"]

@@ -76,8 +76,10 @@ def test_a_plan_names_every_stage_and_runs_none(lab: Lab, tmp_path: Path, monkey
         assert "~" in row(done.out, label)  # tokens are not known before the data is there
     for label in ("prepare", "tokenise", "evaluate_teacher", "vet", "measure_teacher", "evaluate_student"):
         assert row(done.out, label)[1] == "run"
+    state, needed_by, amount, unit = row(done.out, "teacher_logits")[1:]  # no steps, no tokens, no model to keep
+    assert (state, needed_by) == ("run", "logits") and float(amount) > 0 and unit in ("s", "min")
     assert row(done.out, "vet")[2] == "layers" and row(done.out, "evaluate_student")[2] == "result"
-    assert "to run" in done.out and "12 of 12" in done.out
+    assert "to run" in done.out and "13 of 13" in done.out
 
 
 def test_a_plan_after_the_run_is_all_cached(lab: Lab, tmp_path: Path) -> None:
@@ -85,13 +87,13 @@ def test_a_plan_after_the_run_is_all_cached(lab: Lab, tmp_path: Path) -> None:
     assert lab.run(line, outputs=tmp_path).code == 0
     before = sorted(tmp_path.rglob("*"))
     done = lab.run(line, outputs=tmp_path, verb="plan")
-    assert "0 of 11" in done.out and " run " not in done.out.replace("to run", "")
+    assert "0 of 12" in done.out and " run " not in done.out.replace("to run", "")
     teacher = row(done.out, "teacher")
     assert teacher[1] == "cached" and "4" in teacher and "~" not in teacher
     fresh = lab.run(f"{line} fresh=[logits]", outputs=tmp_path, verb="plan")
     states = {label: row(fresh.out, label)[1] for label in ("teacher", "vet", "logits", "evaluate_student")}
     assert states == {"teacher": "cached", "vet": "cached", "logits": "run", "evaluate_student": "run"}
-    assert "3 of 11" in fresh.out
+    assert "3 of 12" in fresh.out
     changed = lab.run(f"{line} method.logits.temperature=3", outputs=tmp_path, verb="plan")
     assert row(changed.out, "teacher")[1] == "cached" and row(changed.out, "logits")[1] == "run"
     assert sorted(tmp_path.rglob("*")) == before

@@ -309,7 +309,7 @@ def test_a_described_graph_is_loaded_with_the_same_identities(run: Path) -> None
     graph = Graph.load(described)
     assert [stage.fingerprint for stage in graph] == [entry["fingerprint"] for entry in described]
     student = next(stage for stage in graph if stage.label == "logits")
-    assert student.inputs["teacher"].label == "teacher" and student.after[0].label == "vet"
+    assert student.inputs["teacher_logits"].inputs["teacher"].label == "teacher" and student.after[0].label == "vet"
     assert set(graph.targets) >= {"evaluate_student", "measure_student"} and "logits" not in graph.targets
     ours, theirs = ({entry["artifact"]: entry for entry in one} for one in (graph.describe(), described))
     assert ours == theirs

@@ -35,6 +35,7 @@ class EncodedSplit:
         self.regression: bool = pa.types.is_floating(label.type)
         missing = float("nan") if self.regression else IGNORED
         self.labels: np.ndarray[Any, Any] = label.fill_null(missing).to_numpy()  # [rows] int64 or float64
+        self.extra: dict[str, np.ndarray[Any, Any]] = {}  # [rows, ...] what else a batch holds of each row, by name
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -44,8 +45,8 @@ class EncodedSplit:
         return int(self._tokens["input_ids"].max(initial=0))
 
     def collate(self, rows: np.ndarray[Any, Any], *, pad_token_id: int, width: int) -> dict[str, Any]:
-        """input_ids, attention_mask, [token_type_ids] [B, width]; labels, index [B]: `rows` themselves. All
-        on the CPU.
+        """input_ids, attention_mask, [token_type_ids] [B, width]; labels, index [B]: `rows` themselves; and what is in
+        `extra`. All on the CPU.
 
         Labels are int64 (-100: none) or float32 (nan: none).
         """
@@ -63,7 +64,7 @@ class EncodedSplit:
         labels = torch.from_numpy(self.labels[rows])
         batch["labels"] = labels.float() if self.regression else labels
         batch["index"] = torch.from_numpy(rows.astype(np.int64))
-        return batch
+        return batch | {name: torch.from_numpy(values[rows]) for name, values in self.extra.items()}
 
 
 def open_encoded(folder: Path, split: str) -> EncodedSplit:

@@ -135,6 +135,7 @@ class _Builder:
         return Stage(
             "kdlab.stages.finetune:finetune",
             side,
+            version=2,  # its dropout draws from numpy
             values={"model": values, "fit": _fit(fit), "seed": seed, **self.selected, **self.common},
             inputs={"data": data},
             places=places,
@@ -168,6 +169,7 @@ class _Builder:
         return Stage(
             "kdlab.stages.distill:distill_layers",
             "layers",
+            version=2,  # its dropout draws from numpy
             values={
                 **guide,
                 "student": values,
@@ -189,9 +191,17 @@ class _Builder:
         fit = self.method.logits
         values, places = self.model("student", "student")
         start = {"student": values} if layers is None else {}
+        inputs = {"data": self.data.student} | ({} if layers is None else {"layers": layers})
+        stored = fit.learns_clean and not self.run.debug.short  # for a few steps the teacher is asked
+        asked = fit.learns_mixtures or not stored
+        if asked:
+            inputs["teacher"] = teacher
+        if stored:
+            inputs["teacher_logits"] = self.teacher_logits(teacher, vet)
         return Stage(
             "kdlab.stages.distill:distill_logits",
             "logits",
+            version=2,  # its dropout draws from numpy
             values={
                 **start,
                 "fit": _fit(fit),
@@ -201,11 +211,21 @@ class _Builder:
                 **self.selected,
                 **self.common,
             },
-            inputs={"data": self.data.student, "teacher": teacher, **({} if layers is None else {"layers": layers})},
+            inputs=inputs,
             places=places if layers is None else {},
             after=(vet,),
             parallel=True,
-            work=self.work("student", fit, teacher=True),
+            work=self.work("student", fit, teacher=asked),
+        )
+
+    def teacher_logits(self, teacher: Stage, vet: Stage) -> Stage:
+        return Stage(
+            "kdlab.stages.teacher_logits:teacher_logits",
+            "teacher_logits",
+            values={"pad_to_max": self.run.task.pad_to_max, "precision": self.run.precision},
+            inputs={"data": self.data.student, "teacher": teacher},
+            after=(vet,),
+            work=Work(examples=self.rows(self.run.task), parameters=self.parameters("teacher"), cost=1.0),
         )
 
     def joint(self, teacher: Stage, vet: Stage) -> Stage:
@@ -214,6 +234,7 @@ class _Builder:
         return Stage(
             "kdlab.stages.distill:distill_joint",
             "joint",
+            version=2,  # its dropout draws from numpy
             values={
                 "student": values,
                 "fit": _fit(fit),
@@ -288,14 +309,8 @@ class _Builder:
         own, other = self.parameters(side), self.parameters("teacher") if teacher else 0
         cost = None if own is None or other is None else 3.0 + other / own
         task = self.run.supplement if supplement and self.run.supplement is not None else self.run.task
-        limits = [limit for limit in (self.run.debug.rows, task.passages.limit) if limit is not None]
-        rows = task.rows
-        if rows is not None and task.kind != "text":
-            rows = min(rows, task.few.examples or rows)
-            if self.run.select_on == "heldout":
-                rows = round(rows * (1 - task.heldout))
         return Work(
-            examples=min([rows, *limits]) if rows is not None else None,
+            examples=self.rows(task),
             epochs=fit.epochs,
             batch_size=fit.batch_size,
             drop_last=fit.drop_last,
@@ -304,6 +319,16 @@ class _Builder:
             cost=cost or 3.0,
             checkpoint=True,
         )
+
+    def rows(self, task: Task) -> int | None:
+        """That are trained on, as far as it is known before they are prepared."""
+        limits = [limit for limit in (self.run.debug.rows, task.passages.limit) if limit is not None]
+        rows = task.rows
+        if rows is not None and task.kind != "text":
+            rows = min(rows, task.few.examples or rows)
+            if self.run.select_on == "heldout":
+                rows = round(rows * (1 - task.heldout))
+        return min([rows, *limits]) if rows is not None else None
 
     def parameters(self, side: str) -> int | None:
         config = self.models[side].config

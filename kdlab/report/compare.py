@@ -465,14 +465,21 @@ def _teacher_figures(results: Sequence[Mapping[str, Any]]) -> dict[str, float | 
 
 
 def _train_seconds(record: Record) -> float | None:
-    """Of all stages that train what the student needs, its teacher included, wherever and whenever they ran."""
+    """Of all stages that train what the student needs, its teacher and the teacher's logits included, wherever and
+    whenever they ran."""
     seconds = record.finished.get("seconds_of_stages", {})
-    known = [seconds[stage["label"]] for stage in _trained(record) if stage["label"] in seconds]
+    made = {stage["label"] for stage in _needed(record) if "fit" in stage["values"] or stage["label"] == ANSWERS}
+    known = [seconds[label] for label in seconds if label in made]
     return sum(known) if known else None
 
 
 def _trained(record: Record) -> list[dict[str, Any]]:
     """The stages that trained a model that the student comes from, in order; its own is the last."""
+    return [stage for stage in _needed(record) if "fit" in stage["values"]]
+
+
+def _needed(record: Record) -> list[dict[str, Any]]:
+    """The stages that the student is made of, in order."""
     stages = {stage["artifact"]: stage for stage in record.graph}
     of = {stage["label"]: stage for stage in record.graph}
     scored = of.get("evaluate_student")
@@ -483,7 +490,7 @@ def _trained(record: Record) -> list[dict[str, Any]]:
         if name in stages and name not in needed:
             needed.add(name)
             waiting += stages[name]["inputs"].values()
-    return [stage for name, stage in stages.items() if name in needed and "fit" in stage["values"]]
+    return [stage for name, stage in stages.items() if name in needed]
 
 
 def _languages(
@@ -914,6 +921,7 @@ def _protocol(run: Run) -> dict[str, dict[str, str]]:
 
 
 DATA_STAGES = ("prepare", "prepare_sets", "questions")
+ANSWERS = "teacher_logits"  # the stage that is no training, and done for it
 FIT = ("epochs", "batch_size", "lr", "optimizer", "schedule", "warmup", "weight_decay")
 
 

@@ -390,13 +390,13 @@ def _cached(artifact: Artifact) -> Estimate:
 
 def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
     work = stage.work
-    if not work.checkpoint:
+    if not work.cost:
         return Estimate()
     data = stage.inputs["data"]
     artifact = _known(data, store)
     rows = work.examples if artifact is None else _training_rows(artifact)
     steps = replace(work, examples=rows).steps()
-    size = None if work.parameters is None else float(work.parameters * BYTES_PER_PARAMETER)
+    size = float(work.parameters * BYTES_PER_PARAMETER) if work.checkpoint and work.parameters is not None else None
     if steps is None or rows is None:
         return Estimate(bytes=size)
     if artifact is None:
@@ -406,8 +406,11 @@ def _estimate(stage: Stage, store: Store, speed: float) -> Estimate:
         per_row = _tokens_per_row(artifact)
     share = min(1.0, steps * work.batch_size / (rows * max(work.epochs, 1)))
     tokens = per_row * rows * work.epochs * share
+    if not work.checkpoint and artifact is not None:  # what runs a model over the data reads dev, too
+        tokens += artifact.facts["tokens"].get("dev", 0)
     seconds = None if work.parameters is None else 2 * work.cost * work.parameters * tokens / speed
-    return Estimate(steps, None if artifact is None else round(_texts(stage) * tokens), seconds, size)
+    shown = None if artifact is None else round(_texts(stage) * tokens)
+    return Estimate(steps if work.checkpoint else None, shown, seconds, size)
 
 
 def _training_tables(artifact: Artifact) -> list[str]:

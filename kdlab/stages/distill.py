@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kdlab.config import Hardware
 from kdlab.context import Context
 from kdlab.engine import device
 from kdlab.models.taps import Tapped
 from kdlab.stages.encoder import TaskData, new_model, on, parameters_without_gradient, saved_model, train
 from kdlab.stages.steps import JointStep, LayerStep, LogitStep, Objective
+from kdlab.stages.teacher_logits import TaughtData
 
 
 def distill_layers(
@@ -46,13 +48,13 @@ def distill_layers(
     assert processes in (None, device.World.current().size)
     task = TaskData(data)
     place = device.pick_device(context.hardware)
-    kernel = device.attention_kernel(place, train=True)
+    kernel = device.attention_kernel(context.hardware)
     if teacher is not None:
         guide = saved_model(teacher / "model", kernel=kernel)
     else:
         assert base is not None
         guide = new_model(base, task, seed=base_seed, kernel=kernel)
-    pupil, step = layer_step(guide, student, task, objective, seed=seed, precision=precision, place=place)
+    pupil, step = layer_step(guide, student, task, objective, seed=seed, precision=precision, hardware=context.hardware)
     train_layers(
         context,
         pupil,
@@ -75,7 +77,8 @@ def distill_logits(
     context: Context,
     *,
     data: Path,
-    teacher: Path,
+    teacher: Path | None = None,
+    teacher_logits: Path | None = None,
     student: Mapping[str, Any] | None = None,
     layers: Path | None = None,
     fit: Mapping[str, Any],
@@ -93,12 +96,16 @@ def distill_logits(
 
     The student is what layer distillation left (`layers`), or new (`student`). `objective` holds the fields of
     `config.LogitFit` that `config.Fit` has not; `forward_rows` and `processes` as for `distill_layers`.
+    `teacher_logits` are the teacher's of clean inputs, made by the stage of that name; without it, and for the logits
+    of mixed inputs (mixed.target=mixed), the `teacher` itself runs.
     """
     assert processes in (None, device.World.current().size)
-    task = TaskData(data)
+    task = TaskData(data) if teacher_logits is None else TaughtData(data, teacher_logits)
     place = device.pick_device(context.hardware)
-    kernel = device.attention_kernel(place, train=True)
-    guide = saved_model(teacher / "model", kernel=kernel).to(place).eval().requires_grad_(False)
+    kernel = device.attention_kernel(context.hardware)
+    guide = None
+    if teacher is not None:
+        guide = saved_model(teacher / "model", kernel=kernel).to(place).eval().requires_grad_(False)
     if layers is not None:
         pupil = saved_model(layers / "model", kernel=kernel)
     else:
@@ -145,8 +152,10 @@ def distill_joint(
     assert processes in (None, device.World.current().size)
     task = TaskData(data)
     place = device.pick_device(context.hardware)
-    guide = saved_model(teacher / "model", kernel=device.attention_kernel(place, train=True))
-    pupil, layers = layer_step(guide, student, task, objective, seed=seed, precision=precision, place=place)
+    guide = saved_model(teacher / "model", kernel=device.attention_kernel(context.hardware))
+    pupil, layers = layer_step(
+        guide, student, task, objective, seed=seed, precision=precision, hardware=context.hardware
+    )
     train_layers(
         context,
         pupil,
@@ -173,11 +182,12 @@ def layer_step(
     *,
     seed: int,
     precision: str,
-    place: torch.device,
+    hardware: Hardware,
 ) -> tuple[Tapped, LayerStep]:
-    """The new student, with its projection if it needs one, and the step that trains its layers; all on `place`."""
+    """The new student, with its projection if it needs one, and the step that trains its layers."""
+    place = device.pick_device(hardware)
     guide = teacher.to(place).eval().requires_grad_(False)
-    pupil = new_model(student, task, seed=seed, kernel=device.attention_kernel(place, train=True))
+    pupil = new_model(student, task, seed=seed, kernel=device.attention_kernel(hardware))
     add_projection(pupil, guide, always=objective["projection"] == "always", seed=seed)
     pupil.to(place)
     step = LayerStep(guide, objective, layers=(depth(pupil), depth(guide)), precision=precision, place=place)
