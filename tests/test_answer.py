@@ -14,7 +14,8 @@ from cot import Told, context, question, questions
 from kdlab.artifacts import files_below
 from kdlab.data.prompts import Style
 from kdlab.errors import DataError
-from kdlab.models.generator import generate, load_generator
+from kdlab.models.generator import load_generator
+from kdlab.models.writing import generate
 from kdlab.stages import answer as stage
 from kdlab.stages.answer import answer, measure_generator
 from kdlab.stages.generation import save_generator

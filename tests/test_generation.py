@@ -26,7 +26,8 @@ from kdlab.engine import loop
 from kdlab.engine.loop import Batch, Loss, Progress, fit
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.errors import DataError, ModelError
-from kdlab.models.generator import Student, adapt, generate
+from kdlab.models.generator import Student, adapt
+from kdlab.models.writing import generate
 from kdlab.stages import generation
 from kdlab.stages.completions import write_rows
 from kdlab.stages.generation import (

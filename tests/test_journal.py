@@ -8,7 +8,7 @@ import os
 import random
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -330,19 +330,23 @@ class Generated:
 
 
 class Model:
-    """Writes numbers: drawn from each prompt's seed at a temperature, else made of the prompt."""
+    """Writes numbers, two texts at a time: drawn from each prompt's seed at a temperature, else made of the prompt."""
 
     def __init__(self) -> None:
-        self.batches: list[list[str]] = []
-        self.settings: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
+        self.written: list[str] = []  # prompts, the longest first
 
-    def __call__(self, prompts: list[str], **settings: Any) -> list[Generated]:
-        self.batches.append(prompts)
-        self.settings.append(settings)
-        dice = [random.Random(seed) for seed in settings["seed"]]
+    def __call__(self, prompts: list[str], **settings: Any) -> Iterator[dict[int, Generated]]:
+        self.calls.append({"prompts": prompts, **settings})
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        for start in range(0, len(order), 2):
+            yield {number: self.write(prompts[number], settings, number) for number in order[start : start + 2]}
+
+    def write(self, prompt: str, settings: dict[str, Any], number: int) -> Generated:
+        self.written.append(prompt)
         greedy = settings["temperature"] == 0
-        drawn = [str(len(prompt)) if greedy else str(own.random()) for prompt, own in zip(prompts, dice, strict=True)]
-        return [Generated(text, 5, "length") for text in drawn]
+        text = str(len(prompt)) if greedy else str(random.Random(settings["seed"][number]).random())
+        return Generated(text, 5, "length")
 
 
 def local(writer: Model, **changes: Any) -> LocalCompleter:
@@ -357,24 +361,27 @@ def texts(completer: LocalCompleter | Journaled, requests: Sequence[Request]) ->
     return [answers[index].text for index in range(len(requests))]
 
 
-def test_batches_hold_prompts_of_like_length() -> None:
+def test_a_local_model_is_given_all_at_once_and_answers_as_texts_come() -> None:
     model, reports = Model(), []
     lengths = [3, 9, 1, 7, 5]
     completer = local(model, temperature=0.0)
     answers: dict[int, Completion] = {}
     completer.complete([Request("x" * length) for length in lengths], answers.__setitem__, reports.append)
-    assert [[len(prompt) for prompt in batch] for batch in model.batches] == [[9, 7], [5, 3], [1]]
+    assert list(answers) == [1, 3, 4, 0, 2]
     assert answers[1] == Completion("9", "length", None, 5, "org/m@c0ffee")
     assert [answers[index].text for index in range(5)] == ["3", "9", "1", "7", "5"]
     assert [(report.done, report.total, report.usd) for report in reports] == [(2, 5, None), (4, 5, None), (5, 5, None)]
-    assert model.settings[0] | {"seed": 0} == {
+    (call,) = model.calls
+    assert len(call.pop("seed")) == 5
+    assert call == {
+        "prompts": ["x" * length for length in lengths],
         "max_tokens": 9,
         "temperature": 0.0,
         "stop": ["END"],
         "batch_size": 2,
-        "seed": 0,
     }
-    assert model.settings[2]["batch_size"] == 1
+    completer.complete([], answers.__setitem__)
+    assert len(model.calls) == 1
 
 
 def test_samples_differ_and_the_same_requests_are_answered_alike() -> None:
@@ -388,10 +395,10 @@ def test_samples_differ_and_the_same_requests_are_answered_alike() -> None:
 
 def test_a_local_model_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     class Dies(Model):
-        def __call__(self, prompts: list[str], **settings: Any) -> list[Generated]:
-            if len(self.batches) == 2:
+        def write(self, *given: Any) -> Generated:
+            if len(self.written) == 4:
                 raise MemoryError
-            return super().__call__(prompts, **settings)
+            return super().write(*given)
 
     requests = [Request("x" * length) for length in range(1, 8)]
     with Journal(tmp_path / "journal.jsonl") as journal, pytest.raises(MemoryError):
@@ -400,4 +407,4 @@ def test_a_local_model_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl") as journal:
         assert len(journal) == 4
         texts(Journaled(local(model), journal), requests)
-    assert [len(prompt) for batch in model.batches for prompt in batch] == [3, 2, 1]
+    assert [len(prompt) for prompt in model.written] == [3, 2, 1]

@@ -1,4 +1,4 @@
-"""Models that write text: load them, train them on completions, adapt them (LoRA), and let them write in batches.
+"""Models that write text: load them, train them on completions, adapt them (LoRA), and make tokens of texts for them.
 
 Letters: B rows, L positions, N positions with a label, D width, V vocabulary.
 """
@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -24,18 +21,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
 )
+from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from kdlab.errors import ModelError
-from kdlab.models.architectures import generator_problem, longest_input
+from kdlab.models.architectures import generator_problem
+from kdlab.models.dropout import quick_dropout
 from kdlab.models.loading import changed, check_finite, fetch_config, first_line, reading_weights
 from kdlab.models.surgery import seeded
 
@@ -86,12 +81,21 @@ def load_generator(
     stated = model.generation_config
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=stated.bos_token_id,
-        eos_token_id=_ends(stated.eos_token_id, config.eos_token_id, eos_token_id),
+        eos_token_id=ends(stated.eos_token_id, config.eos_token_id, eos_token_id),
         pad_token_id=pad_token_id if stated.pad_token_id is None else stated.pad_token_id,
         decoder_start_token_id=stated.decoder_start_token_id,
     )
+    _fuse_activations(model)
     model.train(False)
     return model
+
+
+def _fuse_activations(model: PreTrainedModel) -> None:
+    """GPT-2's GELU in one operation; transformers has it in eight, each of which reads and writes all it works on."""
+    for module in list(model.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _read_config(
@@ -194,7 +198,7 @@ def _load_weights(
     return loaded
 
 
-def _ends(*stated: int | list[int] | None) -> list[int]:
+def ends(*stated: int | list[int] | None) -> list[int]:
     """All tokens that end a text."""
     flat = (token for some in stated for token in (some if isinstance(some, list) else [some]))
     return list(dict.fromkeys(token for token in flat if token is not None))
@@ -237,7 +241,8 @@ class Student(nn.Module):
     def _logits(self, inputs: Mapping[str, Any], wanted: Tensor) -> Tensor:
         self._wanted = wanted if self.sparse else None
         try:
-            logits: Tensor = self.model(**inputs).logits
+            with quick_dropout(self, wanted.device):
+                logits: Tensor = self.model(**inputs).logits
         finally:
             self._wanted = None
         return logits if self.sparse else logits[wanted]
@@ -328,16 +333,7 @@ def adapt(model: PreTrainedModel, lora: Mapping[str, Any], *, seed: int) -> Call
     return merge
 
 
-# Writing
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What a model wrote."""
-
-    text: str  # without end-of-text and stop string
-    tokens: int  # generated, the end-of-text token and those of the stop string included
-    finish_reason: str  # "stop": end-of-text or stop string; "length": max_tokens or the model's last position
+# Tokens
 
 
 def prompt_ids(
@@ -378,199 +374,3 @@ def target_ids(
         else:
             found.append([*ids, end][:limit])
     return found
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Sequence[int]],
-    *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    stop: Sequence[str] = (),
-    batch_size: int = 32,
-    seed: int | Sequence[int] = 0,
-    unmasked_left_pad: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Generated]:
-    """What `model` writes behind each prompt, in the order of the prompts; see `stream`.
-
-    progress: called with (prompts done, all prompts) after each batch.
-    """
-    found: dict[int, Generated] = {}
-    batches = stream(
-        model,
-        tokenizer,
-        prompts,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        stop=stop,
-        batch_size=batch_size,
-        seed=seed,
-        unmasked_left_pad=unmasked_left_pad,
-    )
-    for batch in batches:
-        found |= batch
-        if progress is not None:
-            progress(len(found), len(prompts))
-    return [found[number] for number in range(len(prompts))]
-
-
-def stream(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Sequence[int]],
-    *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    stop: Sequence[str] = (),
-    batch_size: int = 32,
-    seed: int | Sequence[int] = 0,
-    unmasked_left_pad: bool = False,
-) -> Iterator[dict[int, Generated]]:
-    """Batch after batch, what `model` writes behind each prompt, by the prompt's number; the longest prompts first.
-
-    Padding is masked and not counted in positions, so a batch gives the texts that its prompts give alone.
-
-    prompts: texts, or token ids as `prompt_ids` makes them.
-    max_tokens: of a completion; fewer where the model has no more positions.
-    temperature: 0: the likeliest token at each step; else tokens are drawn from softmax(logits / temperature).
-    seed: of the draws; a sequence: one for each prompt. A prompt's draws depend on its seed (of one for all: on its
-      number, too) and not on the prompts beside it.
-    unmasked_left_pad: attend to a decoder's padding and count it in positions, as the official evaluation of GPT-2 does
-      (F2, src/custom/model.py validation_step).
-
-    Raises ModelError for a prompt that is empty or leaves no position for an answer.
-    """
-    assert max_tokens > 0 and batch_size > 0 and temperature >= 0
-    writer = _Writer(model, tokenizer, temperature, [text for text in stop if text], unmasked_left_pad)
-    texts = [one for one in prompts if isinstance(one, str)]
-    encoded = iter(prompt_ids(tokenizer, texts, encoder_decoder=writer.encoder_decoder))
-    ids = [next(encoded) if isinstance(one, str) else list(one) for one in prompts]
-    seeds = [(seed, number) for number in range(len(ids))] if isinstance(seed, int) else [(one,) for one in seed]
-    room = [writer.room(tokens, max_tokens, number) for number, tokens in enumerate(ids)]
-    order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
-    # A batch holds prompts that may be continued by equally many tokens, so that none goes beyond the last position.
-    for allowed, group in groupby(order, key=lambda number: room[number]):
-        rows = list(group)
-        for start in range(0, len(rows), batch_size):
-            numbers = rows[start : start + batch_size]
-            found = writer.write([ids[number] for number in numbers], allowed, [seeds[number] for number in numbers])
-            yield dict(zip(numbers, found, strict=True))
-
-
-class _Writer:
-    """One way of writing: model, tokenizer, temperature, where to stop."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        temperature: float,
-        stop: Sequence[str],
-        unmasked: bool,
-    ) -> None:
-        self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
-        self.stop, self.unmasked = list(stop), unmasked
-        self.encoder_decoder: bool = model.config.is_encoder_decoder
-        self.limit = longest_input(model.config.to_dict())
-        self.ends = _ends(tokenizer.eos_token_id, model.generation_config.eos_token_id)  # type: ignore[union-attr]
-        if not self.ends:
-            raise ModelError("the tokenizer has no end-of-text token", fix="use the tokenizer of a model that writes")
-        self.pad = self.ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-    def room(self, ids: Sequence[int], max_tokens: int, number: int) -> int:
-        """How many tokens may follow a prompt."""
-        if not ids:
-            raise ModelError(f"prompt {number} is empty")
-        if self.limit is None:
-            return max_tokens
-        room = self.limit - (0 if self.encoder_decoder else len(ids))
-        if room < 1 or len(ids) > self.limit:
-            raise ModelError(
-                f"prompt {number} has {len(ids)} tokens of the model's {self.limit}: none is left for an answer",
-                fix="lower method.prompt.max_prompt, or use a model with more positions",
-            )
-        return min(room, max_tokens)
-
-    def write(self, prompts: Sequence[Sequence[int]], allowed: int, seeds: Sequence[Sequence[int]]) -> list[Generated]:
-        place = next(self.model.parameters()).device
-        width = max(map(len, prompts))
-        input_ids = torch.full((len(prompts), width), self.pad, dtype=torch.int64)
-        mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(prompts):
-            where = slice(0, len(ids)) if self.encoder_decoder else slice(width - len(ids), width)
-            input_ids[row, where] = torch.tensor(ids)
-            mask[row, where] = 1
-        if self.unmasked and not self.encoder_decoder:
-            mask.fill_(1)
-        first = 1 if self.encoder_decoder else width  # where the written tokens begin
-        was_training = self.model.training
-        self.model.train(False)
-        written: Tensor = self.model.generate(  # type: ignore[operator]
-            input_ids=input_ids.to(place),
-            attention_mask=mask.to(place),
-            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                max_new_tokens=allowed,
-                do_sample=False,
-                num_beams=1,
-                use_cache=True,
-                pad_token_id=self.pad,
-                eos_token_id=self.ends,
-            ),
-            logits_processor=LogitsProcessorList([_Draw(seeds, self.temperature)] if self.temperature else []),
-            stopping_criteria=StoppingCriteriaList([_StopAt(self.tokenizer, self.stop, first)] if self.stop else []),
-        )
-        self.model.train(was_training)
-        return [self.judge(row, allowed) for row in written[:, first:].tolist()]
-
-    def judge(self, ids: list[int], allowed: int) -> Generated:
-        """ids: what was written, with padding behind it if other rows of the batch went on."""
-        end = next((place for place, token in enumerate(ids) if token in self.ends), None)
-        text = self._text(ids if end is None else ids[:end])
-        cut = min((place for some in self.stop if (place := text.find(some)) >= 0), default=None)
-        if cut is None:
-            tokens = len(ids) if end is None else end + 1
-            return Generated(text, tokens, "length" if end is None else "stop")
-        tokens = next(n for n in range(1, len(ids) + 1) if any(some in self._text(ids[:n]) for some in self.stop))
-        return Generated(text[:cut], tokens, "stop")
-
-    def _text(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
-
-
-class _Draw(LogitsProcessor):
-    """Add Gumbel noise, from a generator of each row's own: then the likeliest token is one drawn from the softmax."""
-
-    def __init__(self, seeds: Sequence[Sequence[int]], temperature: float) -> None:
-        self.seeds, self.temperature = seeds, temperature
-        self.generators: list[torch.Generator] = []
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """scores: [B, V]."""
-        if not self.generators:
-            self.generators = [torch.Generator(scores.device).manual_seed(_mixed(seed)) for seed in self.seeds]
-        noise = torch.empty_like(scores, dtype=torch.float32)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.float() / self.temperature - noise.log()
-
-
-def _mixed(seed: Sequence[int]) -> int:
-    return int(np.random.SeedSequence([abs(one) for one in seed]).generate_state(1, np.uint64)[0] >> 1)
-
-
-class _StopAt(StoppingCriteria):
-    """Ends a row whose last tokens hold a stop string."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], first: int) -> None:
-        self.tokenizer, self.stop, self.first = tokenizer, stop, first
-        self.reach = max(len(text.encode()) for text in stop) + 4  # tokens; each is a byte of text or more
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        tails = input_ids[:, max(self.first, input_ids.shape[1] - self.reach) :].tolist()
-        texts = [self.tokenizer.decode(tail, clean_up_tokenization_spaces=False) for tail in tails]
-        found = [any(some in text for some in self.stop) for text in texts]
-        return torch.tensor(found, device=input_ids.device)

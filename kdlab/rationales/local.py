@@ -1,8 +1,8 @@
-"""Completions of a model on this machine, in batches."""
+"""Completions of a model on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kdlab import config
@@ -14,23 +14,23 @@ from kdlab.rationales.prices import Ledger
 class LocalCompleter:
     """Answers requests with a function that generates text.
 
-    generate: called with a list of prompts and `max_tokens`, `temperature`, `stop`, `batch_size` and `seed`; returns
-    for each an object with `text`, `tokens` (their number) and `finish_reason`.
-    model: names it, revision included. length: of a prompt, by which batches are sorted.
+    stream: called once for all requests, with a list of prompts and `max_tokens`, `temperature`, `stop`, `batch_size`
+    and `seed`, one for each; gives by the prompt's number, as soon as they are done, objects with `text`, `tokens`
+    (their number) and `finish_reason`.
+    model: names it, revision included.
     """
 
     def __init__(
         self,
-        generate: Callable[..., list[Any]],
+        stream: Callable[..., Iterator[Mapping[int, Any]]],
         *,
         model: str,
         max_tokens: int,
         temperature: float,
         stop: Sequence[str],
         batch_size: int,
-        length: Callable[[str], int] = len,
     ) -> None:
-        self._generate, self._length = generate, length
+        self._stream = stream
         self.model, self.max_tokens, self.temperature, self.stop = model, max_tokens, temperature, list(stop)
         self.batch_size = batch_size
         self.ledger = Ledger(config.Budget(), None)
@@ -49,29 +49,31 @@ class LocalCompleter:
         }
 
     def complete(self, requests: Sequence[Request], done: Done, progress: Report | None = None) -> None:
-        """Answer all requests, the longest prompts first; `done` gets each completion when its batch is through.
+        """Answer all requests; `done` gets each completion as soon as it is written.
 
         Each request has a seed of its own, made from its content and sample number: whatever shares its batch, it is
         answered alike.
         """
-        order = sorted(range(len(requests)), key=lambda index: -self._length(requests[index].prompt))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            keys = [key_of(**self.content(requests[index])) for index in batch]
-            generated = self._generate(
-                [requests[index].prompt for index in batch],
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                stop=self.stop,
-                batch_size=len(batch),
-                seed=[int(key[:7], 16) for key in keys],
-            )
-            for index, key, one in zip(batch, keys, generated, strict=True):
+        if not requests:
+            return
+        keys = [key_of(**self.content(request)) for request in requests]
+        written = self._stream(
+            [request.prompt for request in requests],
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            stop=self.stop,
+            batch_size=self.batch_size,
+            seed=[int(key[:7], 16) for key in keys],
+        )
+        answered = 0
+        for some in written:
+            for index, one in some.items():
                 completion = Completion(
                     text=one.text, finish_reason=one.finish_reason, completion_tokens=one.tokens, model=self.model
                 )
-                self.ledger.spend(key, requests[index], completion)
+                self.ledger.spend(keys[index], requests[index], completion)
                 done(index, completion)
+            answered += len(some)
             if progress is not None:
-                answered = start + len(batch)
-                progress(Progress(done=answered, total=len(order), tokens=self.ledger.tokens, usd=None))
+                progress(Progress(done=answered, total=len(requests), tokens=self.ledger.tokens, usd=None))
+        assert answered == len(requests)

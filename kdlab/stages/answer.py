@@ -18,7 +18,7 @@ from kdlab.data.prompts import Style, read_exemplars
 from kdlab.engine import device
 from kdlab.engine.progress import duration
 from kdlab.errors import DataError
-from kdlab.models.generator import generate
+from kdlab.models.writing import generate
 from kdlab.stages.completions import Row, asked_rows, record, write_records
 from kdlab.stages.generation import (
     KERNEL,

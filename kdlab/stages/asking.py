@@ -174,7 +174,8 @@ def _local(
     seed: int,
 ) -> LocalCompleter:
     from kdlab.engine import device  # late: they load torch, which an endpoint's answers don't need
-    from kdlab.models.generator import generate, load_generator
+    from kdlab.models.generator import load_generator
+    from kdlab.models.writing import stream
     from kdlab.stages.generation import KERNEL
     from kdlab.stages.targets import writing_tokenizer
 
@@ -183,8 +184,8 @@ def _local(
     model.to(place)  # type: ignore[arg-type]
     tokenizer = writing_tokenizer(writer)
 
-    def write(prompts: list[str], **settings: Any) -> list[Any]:
-        return generate(model, tokenizer, prompts, **{**settings, "seed": [one ^ seed for one in settings["seed"]]})
+    def write(prompts: list[str], **settings: Any) -> Iterator[Mapping[int, Any]]:
+        return stream(model, tokenizer, prompts, **{**settings, "seed": [one ^ seed for one in settings["seed"]]})
 
     return LocalCompleter(
         write,

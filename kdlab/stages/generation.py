@@ -22,7 +22,8 @@ from kdlab.engine.loop import Batch, Loss, Plan, Progress, Scores
 from kdlab.engine.loop import fit as train
 from kdlab.errors import DataError, ModelError
 from kdlab.models.architectures import longest_input
-from kdlab.models.generator import Generated, Student, adapt, generate, load_generator, prompt_ids
+from kdlab.models.generator import Student, adapt, load_generator, prompt_ids
+from kdlab.models.writing import Generated, generate
 from kdlab.objectives.completion import token_loss
 from kdlab.stages.completions import Row, read_form, read_rows
 from kdlab.stages.targets import writing_tokenizer

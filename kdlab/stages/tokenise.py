@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ def tokenise(
     }
     fast.backend_tokenizer.enable_truncation(max_length)
     for name, table in tables.items():
-        encoded, cut = encode(fast, table)
+        with _on_threads(ctx.hardware.threads):
+            encoded, cut = encode(fast, table)
         lengths = np.diff(encoded["input_ids"].chunk(0).offsets.to_numpy())
         facts["tokens"][name] = int(lengths.sum())
         facts["longest"][name] = int(lengths.max())
@@ -82,6 +85,24 @@ def tokenise(
     written = json.dumps({**prepared, **facts}, indent=1, ensure_ascii=False)
     (ctx.out / "facts.json").write_text(written + "\n", encoding="utf-8")
     ctx.facts.update(facts)
+
+
+@contextmanager
+def _on_threads(threads: int) -> Iterator[None]:
+    """Let the tokenizer encode a batch on so many threads (0: one for each core); elsewhere it stays on one.
+
+    It reads the environment at each call, and how many threads there are at its first parallel one in a process.
+    """
+    before = {name: os.environ.get(name) for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")}
+    os.environ.update(TOKENIZERS_PARALLELISM="false" if threads == 1 else "true", RAYON_NUM_THREADS=str(threads))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _words(train: Sequence[pa.Table]) -> PreTrainedTokenizerBase:
