@@ -11,6 +11,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
 from kdlab import catalog, checks, compose
 from kdlab.config import Distillation, Run
@@ -693,3 +695,33 @@ def test_composing_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()" and done.stderr == ""
+
+
+MIXED = [
+    "method=ft,cr_ild task=demo/nli,glue/stsb model=tiny,minilm_6_to_3 seed=1,2 precision=fp32,bf16",
+    "method=kd,cr_ild_official task=glue/rte method.logits.lr=1e-4,3e-4 task.few.examples=10,null debug=fast,off",
+    "method=musc,supcon task=demo/sentiment_xx model=tiny_multilingual translator=rules,m2m100 seed=1,2",
+]
+
+
+@pytest.mark.parametrize("line", MIXED)
+def test_a_job_of_a_sweep_is_what_it_is_alone(line: str) -> None:
+    # what a sweep reads once is copied for each job: no job may leave something behind in another
+    found = compose.jobs(["-m", *line.split()]).jobs
+    for job in found[:: max(1, len(found) // 3)]:
+        compose._package_sources.cache_clear()
+        (alone,) = compose.jobs(job.overrides).jobs
+        assert alone.run == job.run and alone.overrides == job.overrides
+
+
+def test_choices_compose_as_hydra_composes_them() -> None:
+    composer = compose._Composer(None)
+    for line in ("", "method=cr_ild task=glue/rte model=tiny debug=fast", "experiment=cpu/musc", "method=ft_cot"):
+        whole = composer.loader.load_configuration("train", line.split(), RunMode.RUN)
+        with open_dict(whole):
+            del whole["hydra"]
+        for _ in range(2):  # as it was merged, and a copy
+            ours = composer.compose_task(tuple(line.split()))
+            assert OmegaConf.to_container(ours) == OmegaConf.to_container(whole)
+            assert OmegaConf.to_object(ours) == OmegaConf.to_object(whole)
+            ours.seed = 77  # of this copy alone

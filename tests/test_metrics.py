@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -83,3 +85,29 @@ def test_refused() -> None:
         score("accuracy", np.array([]), np.array([]))
     with pytest.raises(TrainingError, match="not finite"):
         score("pearson", np.array([1.0, math.nan]), np.array([1.0, 2.0]))
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("classes", [1, 2, 3, 7])
+def test_class_scores_are_those_of_scikit_learn(classes: int) -> None:
+    from sklearn import metrics as sk
+
+    rng = np.random.default_rng(classes)
+    for _ in range(200):
+        size = int(rng.integers(1, 40))
+        labels, found = rng.integers(0, classes, size), rng.integers(0, classes, size)
+        macro = sk.f1_score(labels, found, average="macro", zero_division=0.0)
+        assert score("macro_f1", found, labels) == macro
+        assert score("mcc", found, labels) == sk.matthews_corrcoef(labels, found)
+        if classes == 2:
+            assert score("f1", found, labels) == sk.f1_score(labels, found, zero_division=0.0)
+
+
+def test_scores_of_classes_import_no_statistics() -> None:
+    code = """
+import sys
+from kdlab.data.metrics import score
+score("mcc", [0, 1], [1, 1]), score("f1", [0, 1], [1, 1]), score("macro_f1", [0, 1], [1, 1])
+assert not {"sklearn", "pandas", "scipy.stats"} & set(sys.modules), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

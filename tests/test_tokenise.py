@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
+from kdlab.config import Hardware
 from kdlab.context import Context
 from kdlab.data.batches import open_encoded
 from kdlab.errors import DataError, HubError, ModelError
@@ -206,3 +208,20 @@ def test_refused(tmp_path: Path, data: Path, bert: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no prepared split"):
         run(tmp_path / "f", tmp_path / "empty")
+
+
+def test_threads_change_no_token_and_leave_the_environment_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    texts = [(f"the cat {number} sat", f"a dog {number % 7}" * (number % 3)) for number in range(500)]
+    write_table(Context(out=data, stage="data"), "train", table(list(texts), [0] * len(texts)))
+    found = {}
+    for threads in (1, 2):
+        ctx = Context(out=tmp_path / f"{threads}", stage="tokenise", hardware=Hardware(name="cpu", threads=threads))
+        ctx.out.mkdir()
+        tokenise(ctx, data=data, tokenizer={"kind": "words"}, max_length=8)
+        found[threads] = {file.name: file.read_bytes() for file in ctx.out.glob("*.arrow")}
+    assert found[1] == found[2]
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false" and "RAYON_NUM_THREADS" not in os.environ
