@@ -10,7 +10,7 @@ DEMO_MUSC ?= $(BIN)/kdlab train -m experiment=demo/musc
 PYTEST ?= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-cot demo-musc test real check format lock clean
+.PHONY: help install demo demo-cot demo-musc test real bench check format lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ test: install  ## Run the tests that need neither the network nor ../shared
 real: install  ## Run the tests on real data and a real model (they skip where ../shared is absent)
 	$(PYTEST) -m real || [ $$? -eq 5 ]
 
+bench: install  ## Measure speed and print tables (about half an hour, on a machine that does nothing else)
+	$(BIN)/python -m benchmarks
+
 check: install  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -57,4 +60,4 @@ lock:  ## Make requirements.lock anew from the ranges in pyproject.toml
 
 clean:  ## Remove .venv, caches and build leftovers, but not outputs/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
-	find kdlab conf tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find kdlab conf tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
