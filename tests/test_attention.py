@@ -30,6 +30,15 @@ def reference(
     return ((shares if kept is None else shares * kept) @ value).transpose(1, 2)
 
 
+def alike(found: torch.Tensor, expected: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> None:
+    """The same values, and the same gradients of the inputs, in double precision."""
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    outer = torch.randn_like(found)
+    gradients = (torch.autograd.grad(values, inputs, outer) for values in (found, expected))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("length", [1, 5, 16, 23, 40])
 def test_output_and_gradients_in_double_precision(length: int, masked: bool) -> None:
@@ -41,14 +50,7 @@ def test_output_and_gradients_in_double_precision(length: int, masked: bool) -> 
     found, none = attention(torch.nn.Module(), query, key, value, given, scaling=0.3)
     expected = reference(query, key, value, given, 0.3, None)
     assert none is None and found.is_contiguous()
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    outer = torch.randn_like(found)
-    for one, two in zip(
-        torch.autograd.grad(found, (query, key, value), outer),
-        torch.autograd.grad(expected, (query, key, value), outer),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    alike(found, expected, (query, key, value))
 
 
 def test_dropout_is_that_of_the_probabilities() -> None:
@@ -60,14 +62,7 @@ def test_dropout_is_that_of_the_probabilities() -> None:
     torch.manual_seed(5)
     kept = noise((2, 3, 33, 33), 0.25, torch.float64)
     expected = reference(query, key, value, None, 0.5, kept)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    outer = torch.randn_like(found)
-    for one, two in zip(
-        torch.autograd.grad(found, (query, key, value), outer),
-        torch.autograd.grad(expected, (query, key, value), outer),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    alike(found, expected, (query, key, value))
     still, _ = attention(module.eval(), query, key, value, None, dropout=0.25)
     torch.testing.assert_close(still, reference(query, key, value, None, 0.5, None))
 
