@@ -88,7 +88,7 @@ class BertAdam(torch.optim.Optimizer):
             torch._foreach_reciprocal_(scales)
             torch._foreach_mul_(scales, group["max_norm"])
             torch._foreach_clamp_max_(scales, 1.0)
-            if any(float(scale) < 1.0 for scale in scales):  # rarely, after a clip of the whole
+            if bool((torch.stack(scales) < 1.0).any()):  # rarely, after a clip of the whole; one question to a GPU
                 torch._foreach_mul_(gradients, scales)
         beta1, beta2 = group["betas"]
         adamw(
