@@ -206,11 +206,13 @@ def fitted(
     precision: str,
     *,
     checkpoint_seconds: float = math.inf,
+    recompute: bool = False,
     once: bool = False,
 ) -> Stepper:
     """Steps of `engine.loop.fit` in a folder that is removed afterwards.
 
-    values: the fields of `config.Fit`. once: train the model itself, which can be done once, and not a copy each time.
+    values: the fields of `config.Fit`. checkpoint_seconds, recompute: as in `config.Hardware`. once: train the model
+    itself, which can be done once, and not a copy each time.
     """
     plan = Plan(
         **{name: value for name, value in values.items() if name not in ("batch_size", "drop_last", "epochs")},
@@ -218,7 +220,7 @@ def fitted(
         seed=0,
         precision=precision,
     )
-    hardware = Hardware(name="cpu", device="cpu", checkpoint_seconds=checkpoint_seconds)
+    hardware = Hardware(name="cpu", device="cpu", checkpoint_seconds=checkpoint_seconds, recompute=recompute)
 
     def train(chosen: Chosen) -> list[float]:
         batches = Marked(rows, chosen)
@@ -345,6 +347,7 @@ def musc() -> Job:
             f"plain, {LONGEST} tokens": padded(paired(plain_musc(precision)), rows, LONGEST),
             "kdlab": fitted(student, step, rows, values, precision),
             "kdlab, four passes": fitted(student, four, rows, values, precision),
+            "kdlab, recompute": fitted(student, step, rows, values, precision, recompute=True),
         }
 
     return Job("musc", "XNLI", LONGEST, rows, contenders, batches=2)
@@ -701,17 +704,15 @@ def train_musc(contender: str, precision: str, pairs: int) -> None:
         padded(paired(plain_musc(precision)), rows, LONGEST)(chosen)
     else:
         student, step, values = musc_student()
-        fitted(student, step, rows, values, precision, once=True)(chosen)
+        fitted(student, step, rows, values, precision, recompute=contender == "kdlab, recompute", once=True)(chosen)
 
 
 def memory(settings: Settings) -> Iterator[Row]:
     """Of MUSC with 12 layers. The plain baseline has 8 pairs and 16, and 32 by the line through them."""
     for precision in settings.precisions:
         few, more = (peak_memory(train_musc, "plain", precision, pairs) for pairs in (8, 16))
-        found = {
-            "plain, extrapolated": few + 3 * (more - few),
-            "kdlab": peak_memory(train_musc, "kdlab", precision, 32),
-        }
+        found = {"plain, extrapolated": few + 3 * (more - few)}
+        found |= {name: peak_memory(train_musc, name, precision, 32) for name in ("kdlab", "kdlab, recompute")}
         for name, most in found.items():
             yield {
                 "table": "memory of musc: 12 layers, 32 pairs of 128 tokens",

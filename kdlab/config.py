@@ -543,6 +543,7 @@ class Hardware:
     checkpoint_seconds: float = 60.0  # at least so long between two checkpoints; 0: after every step
     attention: str = choice("auto", "auto", "eager", "sdpa")  # kernel of encoders
     compile: str = choice("off", "off", "on", "cuda_graphs")  # torch.compile of trained models' layers; on a GPU
+    recompute: bool = False  # layers' insides once more for the gradients: the same numbers from less memory, slower
 
 
 def together(hardware: Hardware) -> int:

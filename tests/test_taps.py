@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
+from kdlab.engine.recompute import recomputed
 from kdlab.errors import ModelError
 from kdlab.models.architectures import (
     ARCHITECTURES,
@@ -331,6 +332,28 @@ def test_mixing_comes_after_dropout(name: str) -> None:
     torch.manual_seed(0)
     views = Tapped(model)(batch, taps=[Tap("hidden", 0)], lam=0.6)
     close(views.hidden[0], 0.6 * embedded + 0.4 * embedded[[3, 2, 1, 0]])
+
+
+@each_kernel
+@pytest.mark.parametrize("lam", [None, 0.7])
+def test_layers_computed_again_give_the_same_gradients(name: str, kernel: str, lam: float | None) -> None:
+    """Of the logits and of all that can be read inside, with dropout, bit for bit."""
+    batch, found = batch_for(name), []
+    for wanted in (False, True):
+        model = tiny(name, kernel).train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.2
+        torch.manual_seed(5)
+        with recomputed(model, torch.device("cpu"), wanted=wanted):
+            views = Tapped(model)(batch, taps=every_tap(name), lam=lam)
+            inside = [views.hidden, views.attention, views.query, views.key, views.value]
+            read = [torch.where(state.isfinite(), state, 0) for states in inside for state in states.values()]
+            torch.autograd.backward(views.logits.square().sum() + sum(state.square().mean() for state in read))
+        found.append([p.grad for p in model.parameters()])
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in found[0])
+    for one, two in zip(*found, strict=True):
+        assert (one is None and two is None) or torch.equal(one, two)
 
 
 @each_kernel

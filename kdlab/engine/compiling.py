@@ -25,17 +25,17 @@ def compile_layers(model: nn.Module, how: str, **options: Any) -> int:
     """
     if how == "off":
         return 0
-    layers = list(_layers(model))
+    layers = list(transformer_layers(model))
     for layer in layers:
         layer.compile(**(options or OPTIONS[how]))
     return len(layers)
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
+def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
     """The elements of the outermost lists of modules of one kind."""
     for child in model.children():
         kinds = {type(element) for element in child} if isinstance(child, nn.ModuleList) else set()
         if len(kinds) == 1:
             yield from child  # type: ignore[misc]
         else:
-            yield from _layers(child)
+            yield from transformer_layers(child)

@@ -63,7 +63,7 @@ def pick_device(hardware: Hardware) -> torch.device:
         )
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
-    if name == "cpu":
+    if name == "cpu" and not hardware.recompute:  # who asks for less memory gives it back
         keep_memory()
     if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

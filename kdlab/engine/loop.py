@@ -27,6 +27,7 @@ from kdlab.engine.compiling import compile_layers
 from kdlab.engine.feed import feed
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.engine.optimizer import build_optimizer, rate, set_rate
+from kdlab.engine.recompute import recomputed
 from kdlab.engine.tables import TableGradients, values
 from kdlab.errors import TrainingError
 
@@ -160,18 +161,19 @@ def fit(
     if follow is not None and trainer.step == 0:
         trainer.follow(follow)
 
-    while trainer.running:
-        for micro_batches in trainer.rest_of_epoch():
-            trainer.train_step(micro_batches, step)
-            after_step()
-            trainer.log_if_due()
-            if follow is not None and trainer.curve_due():
-                trainer.follow(follow)
-            if evaluate is not None and trainer.evaluation_due():
-                trainer.evaluate(evaluate)
-            trainer.save_if_due()
-            if not trainer.running:
-                break
+    with recomputed(model, accelerator.device, wanted=context.hardware.recompute):
+        while trainer.running:
+            for micro_batches in trainer.rest_of_epoch():
+                trainer.train_step(micro_batches, step)
+                after_step()
+                trainer.log_if_due()
+                if follow is not None and trainer.curve_due():
+                    trainer.follow(follow)
+                if evaluate is not None and trainer.evaluation_due():
+                    trainer.evaluate(evaluate)
+                trainer.save_if_due()
+                if not trainer.running:
+                    break
     history = trainer.finish()
     accelerator.free_memory()
     return history
