@@ -347,7 +347,7 @@ def launch_elsewhere(
     with _hydra(_parse(argv)) as (loader, cfg):
         with open_dict(cfg):
             cfg.hydra.sweep.dir = str(folder)
-        context = HydraContext(config_loader=loader, callbacks=Callbacks(cfg))
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
         plugin = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=_Call(call, list(numbers)), config=cfg
         )
@@ -990,6 +990,9 @@ class _Composer:
 
     def check_hydra(self, override: Override, choices: tuple[str, ...]) -> None:
         """Look whether Hydra has this setting of its own (hydra.launcher.n_jobs)."""
+        if wrong := _imports(override.key_or_group):
+            self.problem(f"{override.input_line}: {wrong}")
+            return
         try:
             ConfigLoaderImpl._apply_overrides_to_config([override], self.compose(choices))
         except (HydraException, OmegaConfBaseException, ValueError):
@@ -1418,9 +1421,23 @@ def _hydra(given: argparse.Namespace) -> Iterator[tuple[ConfigLoader, DictConfig
         cfg = hydra.compose_config(
             config_name=CONFIG_NAME, overrides=[*own, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN
         )
+        wrong = _imports("hydra.callbacks") if cfg.hydra.callbacks else None
+        if not str(cfg.hydra.launcher.get("_target_")).startswith(("hydra_plugins.", "hydra._internal.core_plugins.")):
+            wrong = _imports("_target_")
+        if wrong:
+            raise ConfigError([f"hydra/launcher={_launcher_name(given)}: {wrong}"])
         yield hydra.config_loader, cfg
     finally:
         GlobalHydra.instance().clear()
+
+
+def _imports(key: str) -> str | None:
+    """Why a setting of Hydra's is refused that names what to import."""
+    if key.split(".")[-1] == "_target_":
+        return "kdlab imports nothing that a configuration names; launchers are hydra_plugins that are installed"
+    if key.replace("/", ".").startswith("hydra.callbacks"):
+        return "kdlab runs no callbacks: they import what a configuration names"
+    return None
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdlab.showing import redact, visible
+
 
 class KdlabError(Exception):
     """A problem the user can mend: what happened, where, and what to do next."""
@@ -22,7 +24,7 @@ class KdlabError(Exception):
             lines.append(f"  where: {self.where}")
         if self.fix:
             lines.append(f"  fix:   {self.fix}")
-        return "\n".join(lines)
+        return str(redact(visible("\n".join(lines))))
 
 
 class ConfigError(KdlabError):
@@ -38,7 +40,7 @@ class ConfigError(KdlabError):
 def bug(error: Exception) -> str:
     """What to say of an exception that is no `KdlabError`."""
     return (
-        f"kdlab itself failed: {type(error).__name__}: {error}\n"
+        f"kdlab itself failed: {type(error).__name__}: {redact(visible(error))}\n"
         "  fix:   this is a bug; KDLAB_DEBUG=1 shows where, please report it"
     )
 

@@ -16,7 +16,6 @@ from kdlab import provenance, runner
 from kdlab.artifacts import Artifact, Store, disk_errors, write_json
 from kdlab.config import Crosslingual, Reasoning, Run
 from kdlab.context import Requests
-from kdlab.engine.tracking import redact
 from kdlab.errors import ConfigError, DataError, KdlabError, StoreError
 from kdlab.graph import Graph, Stage
 from kdlab.methods import evaluation as planning
@@ -24,6 +23,7 @@ from kdlab.models.architectures import longest_input
 from kdlab.pins import Pins
 from kdlab.report import evaluation as report
 from kdlab.runs import Record, read_json
+from kdlab.showing import redact
 
 AGAIN = "run it again, under another name"
 FORMAT = 1

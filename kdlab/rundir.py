@@ -25,9 +25,9 @@ from typing import Any
 
 from kdlab.artifacts import Artifact, disk_errors, write_json, write_text
 from kdlab.config import PLACEMENT, Run
-from kdlab.engine.tracking import redact
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph
+from kdlab.showing import redact
 
 STATUS_SECONDS = 1.0  # between two reports of progress, at least
 SHOWN = 6  # keys in a message

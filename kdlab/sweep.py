@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdlab.artifacts import MANIFEST, Store, disk_errors, write_json
-from kdlab.engine.tracking import redact
 from kdlab.errors import ConfigError, KdlabError, StoreError
 from kdlab.report.jobs import Standing, State, jobs_table
 from kdlab.rundir import Status, alive, read
+from kdlab.showing import redact
 from kdlab.workers import Died, Team, cores, end_with
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any, cast
 from kdlab.artifacts import disk_errors, write_json
 from kdlab.checks import suggest
 from kdlab.config import PLACEMENT, Crosslingual, Reasoning, Run
-from kdlab.engine.tracking import redact
 from kdlab.errors import ConfigError, KdlabError, StoreError, bug
+from kdlab.showing import redact
 
 if TYPE_CHECKING:
     import optuna

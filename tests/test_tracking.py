@@ -14,8 +14,9 @@ import pytest
 
 import wandb_file
 from kdlab.config import Tracking
-from kdlab.engine.tracking import Tracker, key_configured, redact, resolve_mode
+from kdlab.engine.tracking import Tracker, key_configured, resolve_mode
 from kdlab.errors import TrackingError
+from kdlab.showing import redact
 
 WANDB_KEY = "0123456789abcdef0123456789abcdef01234567"
 OPENAI_KEY = "sk-not-a-real-key-at-all"

@@ -16,7 +16,6 @@ import logging
 import math
 import netrc
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 
 from kdlab.config import Tracking
 from kdlab.errors import TrackingError
+from kdlab.showing import redact
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,6 @@ Mode = Literal["online", "offline", "none"]
 SERVERS = ("api.wandb.ai", "api.forge.coreweave.com")  # names of the public server, old and new
 INIT_SECONDS = 20.0  # how long a run waits for the server before it goes on offline
 FINISH_SECONDS = 60.0  # how long a finished run waits for its last points to be sent
-
-_SECRET_NAME = re.compile(r"KEY|TOKEN(?!IZER)|SECRET|PASSWORD", re.IGNORECASE)
-_SHORTEST_SECRET = 6  # shorter ones would black out ordinary words
 
 
 def key_configured() -> bool:
@@ -80,30 +77,6 @@ def resolve_mode(settings: Tracking) -> Mode:
     if wish == "disabled":
         return "none"
     return "online" if wish not in ("offline", "dryrun") and key_configured() else "offline"
-
-
-def redact(value: Any) -> Any:
-    """A copy of plain values in which the environment's secrets read "***"; nothing is dropped.
-
-    Secrets are the values, of at least 6 characters, of variables that are called something with KEY, TOKEN,
-    SECRET or PASSWORD.
-    """
-    secrets = {
-        secret for name, secret in os.environ.items() if _SECRET_NAME.search(name) and len(secret) >= _SHORTEST_SECRET
-    }
-    return _redact(value, sorted(secrets, key=len, reverse=True))
-
-
-def _redact(value: Any, secrets: Sequence[str]) -> Any:
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, "***")
-        return value
-    if isinstance(value, Mapping):
-        return {_redact(key, secrets): _redact(inner, secrets) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redact(inner, secrets) for inner in value]
-    return value
 
 
 class Tracker:

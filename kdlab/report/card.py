@@ -16,7 +16,6 @@ import yaml
 from kdlab import config
 from kdlab.report import languages
 from kdlab.report.result import without_credentials
-from kdlab.report.samples import visible
 from kdlab.report.summary import (
     ROLES,
     SIZE_AND_SPEED,
@@ -28,6 +27,7 @@ from kdlab.report.summary import (
     split_of,
     translated,
 )
+from kdlab.showing import visible
 from kdlab.study import INCIDENTAL
 
 # Names of the metrics on the Hub.

@@ -26,7 +26,7 @@ from kdlab.report import charts
 from kdlab.report.charts import SHARED, Curve, Dot, Look, Scale, Track
 from kdlab.report.expected import text
 from kdlab.report.languages import GROUPS, MODES
-from kdlab.report.samples import KINDS, SCORED, Sample, read_samples, visible
+from kdlab.report.samples import KINDS, SCORED, Sample, read_samples
 from kdlab.report.settings import ABSENT
 from kdlab.report.summary import (
     count,
@@ -40,6 +40,7 @@ from kdlab.report.summary import (
 )
 from kdlab.report.tables import separated_best
 from kdlab.runs import Record, read_json
+from kdlab.showing import visible
 from kdlab.study import leaves, setting
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rich.text import Text
 from kdlab.artifacts import Store
 from kdlab.errors import ConfigError, DataError, StoreError
 from kdlab.runs import Record, read_lines
+from kdlab.showing import visible
 
 Sample = dict[
     str, Any
@@ -45,9 +45,6 @@ KINDS: dict[str, tuple[str, Callable[[Sample], bool]]] = {
         lambda sample: bool(sample["teacher"]) and not any(one["correct"] for one in sample["teacher"]),
     ),
 }
-
-# C0 but tab and newline, C1, line separators, bidirectional controls, lone surrogates.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def answered(sample: Sample) -> bool:
@@ -211,11 +208,6 @@ def _count_table(samples: Sequence[Sample]) -> Table:
         if any(numbers):
             table.add_row(told, *(str(number) if number else "" for number in numbers), name)
     return table
-
-
-def visible(text: Any) -> str:
-    """The text with its control characters as escapes, so that a terminal shows and does not obey them."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def json_lines(samples: Iterable[Sample]) -> str:
