@@ -49,6 +49,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdlab import catalog, checks, config
 from kdlab.errors import ConfigError, KdlabError, bug
+from kdlab.showing import redact
 
 CONFIG_NAME = "train"
 SCHEMAS = {
@@ -389,7 +390,7 @@ def hydra_passthrough(argv: Sequence[str]) -> bool:
         node = OmegaConf.select(cfg, given.package) if given.package else cfg
         if node is None:
             raise ConfigError([f"--package {given.package}: no such section"])
-        print(OmegaConf.to_yaml(node, resolve=given.resolve), end="")
+        print(redact(OmegaConf.to_yaml(node, resolve=given.resolve)), end="")
     else:
         _ask_hydra(given)
     return True
