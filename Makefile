@@ -8,9 +8,10 @@ DEMO ?= $(BIN)/kdlab train -m experiment=demo/nli
 DEMO_COT ?= $(BIN)/kdlab train -m experiment=demo/cot hydra/launcher=joblib hydra.launcher.n_jobs=2
 DEMO_MUSC ?= $(BIN)/kdlab train -m experiment=demo/musc
 PYTEST ?= $(BIN)/python -m pytest
+HERMETIC := $(PYTEST) --ignore=tests/real --numprocesses auto --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-cot demo-musc test real bench check format lock clean
+.PHONY: help install demo demo-cot demo-musc test test-slow test-all real bench check format audit lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,8 +38,13 @@ demo-cot: install  ## Fine-tune-CoT from scratch on two embedded tasks (some min
 demo-musc: install  ## Train on translations and ask with them, in four languages, from scratch (some minutes)
 	$(DEMO_MUSC)
 
-test: install  ## Run the tests that need neither the network nor ../shared
-	$(PYTEST) -m "not real" --numprocesses auto --dist loadgroup
+test: install  ## Run the tests that need neither the network nor ../shared, but for three slow ones
+	$(HERMETIC) -m "not real and not slow"
+
+test-slow: install  ## Run those three: launchers and kill -9, again and again, in processes of their own
+	$(HERMETIC) -m "slow and not real"
+
+test-all: test test-slow  ## Run all tests that need neither the network nor ../shared
 
 real: install  ## Run the tests on real data and a real model (they skip where ../shared is absent)
 	$(PYTEST) -m real || [ $$? -eq 5 ]
@@ -54,6 +60,11 @@ check: install  ## Formatting, lint and types
 format: install  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit:  ## Ask the advisories of PyPI about every version in requirements.lock (needs the internet)
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --requirement requirements.lock
 
 lock:  ## Make requirements.lock anew from the ranges in pyproject.toml
 	$(PYTHON) scripts/lock.py

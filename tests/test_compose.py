@@ -368,11 +368,15 @@ def rows_of_options(**options: list[str]) -> list[list[str]]:
     return [[word for word in row if word] for row in zip_longest(*columns)]
 
 
-def check_composed(name: str, words: list[str]) -> None:
-    """All options are there, named after their files."""
+def check_composed(words: list[str], *names: str) -> None:
+    """All options are there, named after their files, with each of these methods."""
+    if any(word.startswith("experiment=") for word in words):  # one by one: it may bring a sweep of its own
+        found = [job for name in names for job in compose.jobs([f"method={name}", *words]).jobs]
+    else:  # a job of a sweep is what it is alone: below
+        found = compose.jobs(["-m", f"method={','.join(names)}", *words]).jobs
+    assert [job.run.method.name for job in found] == list(names)
     groups = ("task", "model", "rationales", "translator", "hardware", "tracking", "debug")
-    for job in compose.jobs([f"method={name}", *words]).jobs:
-        assert job.run.method.name == name
+    for job in found:
         for word in words:
             group, _, option = word.partition("=")
             if group in groups:
@@ -402,27 +406,36 @@ MUST_BE_GIVEN = {
 }
 
 
-@pytest.mark.parametrize("name", presets("method", "distillation"))
-def test_every_yaml_composes_with_every_method(name: str) -> None:
+def lines_of_distillation() -> list[list[str]]:
     own = own_options("distillation")
     own["task"] = [task for task in own["task"] if not task.startswith("corpus/")]
-    for words in rows_of_options(**own, **common()):
-        check_composed(name, [*words, *needs(words)])
+    return [[*words, *needs(words)] for words in rows_of_options(**own, **common())]
 
 
-@pytest.mark.parametrize("name", presets("method", "crosslingual"))
-def test_every_yaml_of_several_languages_composes_with_every_method(name: str) -> None:
+def lines_of_several_languages() -> list[list[str]]:
     own = own_options("crosslingual")
     own["translator"] = [translator for translator, _ in catalog.entries("translator") if translator != "rules"]
+    lines = []
     for words in rows_of_options(**own, **common()):
         if "task=demo/sentiment_xx" in words:
             words = [word for word in words if not word.startswith("translator=")] + ["translator=rules"]
-        check_composed(name, [*words, *needs(words)])
+        lines.append([*words, *needs(words)])
+    return lines
+
+
+@pytest.mark.parametrize("words", lines_of_distillation(), ids=" ".join)
+def test_every_yaml_composes_with_every_method(words: list[str]) -> None:
+    check_composed(words, *presets("method", "distillation"))
+
+
+@pytest.mark.parametrize("words", lines_of_several_languages(), ids=" ".join)
+def test_every_yaml_of_several_languages_composes_with_every_method(words: list[str]) -> None:
+    check_composed(words, *presets("method", "crosslingual"))
 
 
 @pytest.mark.parametrize("model", ["mbert", "xlmr_base", "e5_small"])
 def test_a_student_without_a_teacher_is_fine_tuned(model: str) -> None:
-    check_composed("ft", [f"model={model}", "task=multilingual/tweet_sentiment"])
+    check_composed([f"model={model}", "task=multilingual/tweet_sentiment"], "ft")
 
 
 @pytest.mark.parametrize("name", presets("method", "reasoning"))
@@ -434,13 +447,13 @@ def test_every_yaml_of_reasoning_composes_with_every_method(name: str) -> None:
     for words in rows_of_options(**own, **common()):
         given = more.get(name, ["rationales=recorded", "rationales.path=folder"])
         folder = ["task.source.path=folder"] if any(word.startswith(f"task={ARCHIVE}") for word in words) else []
-        check_composed(name, [*words, *given, *folder])
+        check_composed([*words, *given, *folder], name)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in catalog.entries("rationales")])
 def test_every_teacher_composes(name: str) -> None:
     needs = {"rules": [], "recorded": ["rationales.path=folder"]}.get(name, ["rationales.model=gpt2"])
-    check_composed("ft_cot", [f"rationales={name}", "task=demo/coin_flip", *needs])
+    check_composed([f"rationales={name}", "task=demo/coin_flip", *needs], "ft_cot")
 
 
 @pytest.mark.parametrize("name", [name for name in presets("task", "distillation") if name not in SEVERAL])

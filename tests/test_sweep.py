@@ -421,6 +421,8 @@ def test_another_version_of_the_code_is_told(lab: Lab, tmp_path: Path) -> None:
 
 # launchers, kill -9: real commands
 
+as_commands = pytest.mark.xdist_group("sweeps as commands")  # apart from the rest of this file, on whichever worker
+
 
 def command(line: str, outputs: Path) -> list[str]:
     words = shlex.split(f"{line} outputs={outputs} store={outputs / 'artifacts'}")
@@ -444,8 +446,11 @@ def kill_when_it_runs(place: Path, ended: threading.Event) -> None:
             time.sleep(0.01)
 
 
+@as_commands
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("launcher", ["joblib hydra.launcher.n_jobs=2", "submitit_local"])
+@pytest.mark.parametrize(
+    "launcher", ["joblib hydra.launcher.n_jobs=2", pytest.param("submitit_local", marks=pytest.mark.slow)]
+)
 def test_a_launcher_runs_what_can_run(launcher: str, tmp_path: Path) -> None:
     """Three jobs: one lacks a column, the process of one is killed, one finishes; then the killed one does, too."""
     line = f"{TINY} hardware.threads=0 method=ft name=mine hydra/launcher={launcher}"
@@ -471,6 +476,7 @@ def test_a_launcher_runs_what_can_run(launcher: str, tmp_path: Path) -> None:
     assert again.stdout.count("finished before") == 1 and not (doomed / "failure.txt").exists()
 
 
+@as_commands
 @pytest.mark.timeout(400)
 def test_all_processes_of_joblib_end_with_the_command(tmp_path: Path) -> None:
     """Its pool would go on with what it has, and then wait for ever."""
@@ -492,6 +498,7 @@ def test_all_processes_of_joblib_end_with_the_command(tmp_path: Path) -> None:
     assert [sweep.standing(place).state for place in places] == ["stopped", "stopped"]
 
 
+@as_commands
 @pytest.mark.timeout(400)
 def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
     """kill -9 of the command while its second job trains: its processes end, and the same command finishes the rest."""
@@ -535,6 +542,8 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
 TWO = f"{TINY} hardware=cpu method=ft name=mine 'task.text=[txet],[premise,hypothesis]'"
 
 
+@as_commands
+@pytest.mark.slow  # torchrun: test_distributed; hardware.processes: below
 @pytest.mark.timeout(300)
 def test_torchrun_runs_each_job_once(tmp_path: Path) -> None:
     """The first job fails, the second is trained by both processes; neither has two folders."""
@@ -556,6 +565,7 @@ def test_torchrun_runs_each_job_once(tmp_path: Path) -> None:
     assert Store(tmp_path / "artifacts").verify() == []
 
 
+@as_commands
 @pytest.mark.timeout(300)
 def test_a_run_in_processes_of_its_own(tmp_path: Path, lab: Lab) -> None:
     """hardware.processes=2 trains what one process trains, up to rounding, in one folder."""

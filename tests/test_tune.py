@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +20,6 @@ from lab import TINY, Lab
 
 BASE = "task=demo/nli model=tiny"
 LR = "'method.logits.lr=log(1e-5,1e-3)'"
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # a journal of a few hundred lines waits for each
 
 
 def spaces(words: str) -> dict[str, Space]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -180,6 +181,7 @@ def fine_tune(folder: Path) -> None:
 def main(folder: Path) -> None:
     world = device.World.current()
     torch.set_num_threads(1)
+    gc.freeze()  # each training ends with a collection, which need not walk the libraries
     build = loop.build_optimizer
     found = {case: uncoupled(case, folder / case) for case in CASES}
     found["contrast"] = contrasted(folder / "contrast")
