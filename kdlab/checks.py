@@ -465,11 +465,23 @@ def _words(run: Run) -> Iterator[str]:
 
 def _ranges(run: Run) -> Iterator[str]:
     for path, value, _ in walk(run):
+        if isinstance(value, dict) and not path.startswith("expected."):  # `_expected` says it in its own words
+            yield from (f"{where}={number}: must be a finite number" for where, number in _endless(path, value))
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         holds, words = _range_of(path)
         if not holds(value):
             yield f"{path}={value}: {words}"
+
+
+def _endless(path: str, value: Any) -> Iterator[tuple[str, float]]:
+    """(path, number) of what is not finite in a section of free keys, which no fingerprint can hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, one in inner:
+            yield from _endless(f"{path}.{key}", one)
 
 
 @cache

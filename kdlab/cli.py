@@ -12,16 +12,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from kdlab import __version__
+from kdlab import __version__, interruption
 from kdlab.errors import KdlabError, bug
 
-EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 2, 1, 130
+EXIT_USER, EXIT_BUG = 2, 1  # of one that was asked to stop: 128 + the signal's number, see `interruption`
 
 USAGE = """\
 usage: kdlab VERB ...
 
   train       run a graph: kdlab train method=cr_ild task=glue/rte   (-m for a sweep, --help for all groups)
   plan        show the same graph: what is cached, what would run, how much work; runs nothing
+  fetch       get all that a run needs of the Hub, for a machine without network: kdlab fetch method=kd task=glue/rte
   tune        search hyper-parameters: kdlab tune method=cr_ild task=glue/rte method.logits.lr='log(1e-5,1e-3)'
   compare     runs beside each other: tables, tests over seeds and examples, the papers' numbers, one HTML page
   diff        what differs between two runs: configuration, data, versions, graph, scores
@@ -31,6 +32,7 @@ usage: kdlab VERB ...
   list        what there is to choose from: kdlab list methods|tasks|models|rationales|translators|hardware|experiments
   doctor      look at device, versions, Hub, wandb and store, each problem with its fix
   store       the artifacts: kdlab store ls|verify|prune
+  verify-resume  kill a command at random moments, give it again, compare the bits with an unbroken run's
   analyze     how much finished runs overfit: curves, loss surface, noise on weights, distance to the teacher;
               of runs in several languages: scores by language, matrix of training and test texts
   samples     look at a reasoning run: questions, rationales, answers, right or wrong
@@ -43,6 +45,9 @@ usage: kdlab VERB ...
 # Libraries that would otherwise report home, or talk over our own output.
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "DO_NOT_TRACK": "1",
+    "WANDB_ERROR_REPORTING": "false",
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -70,14 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: kdlab has no verb '{verb}'{suggest(verb, VERBS)}\n\n{USAGE}", end="", file=sys.stderr)
         return EXIT_USER
     try:
-        return VERBS[verb](rest)
+        with interruption.watched():
+            return VERBS[verb](rest)
     except KdlabError as error:
         show_traceback()
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\ninterrupted; give the same command again to continue", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return interruption.code(stop)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -93,7 +99,7 @@ def show_traceback() -> None:
 
 
 def run_verb(verb: str, words: list[str]) -> int:
-    code: int = importlib.import_module(f"kdlab.verbs.{verb}").main(words)
+    code: int = importlib.import_module(f"kdlab.verbs.{verb.replace('-', '_')}").main(words)
     return code
 
 
@@ -102,6 +108,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     for verb in (
         "train",
         "plan",
+        "fetch",
         "tune",
         "compare",
         "diff",
@@ -111,6 +118,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
         "list",
         "doctor",
         "store",
+        "verify-resume",
         "analyze",
         "samples",
         "sync",

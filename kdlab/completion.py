@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 VERBS: dict[str, tuple[str, ...]] = {
     "train": (),
     "plan": (),
+    "fetch": (),
     "tune": (),
     "compare": (),
     "diff": (),
@@ -28,11 +29,12 @@ VERBS: dict[str, tuple[str, ...]] = {
     "list": tuple(catalog.GROUPS),
     "doctor": (),
     "store": ("ls", "verify", "prune"),
+    "verify-resume": (),
     "analyze": (),
     "sync": (),
     "completion": ("bash", "zsh"),
 }
-COMPOSING = ("train", "plan", "tune")
+COMPOSING = ("train", "plan", "fetch", "tune", "verify-resume")
 FLAGS = ("--cfg", "--config-dir", "--help", "--info", "--multirun", "--package", "--resolve")
 DIR_FLAGS = ("--config-dir", "-cd")
 CFG = ("job", "hydra", "all")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import json
 import math
 import os
 import re
@@ -77,8 +78,10 @@ PASSED_ON = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")
 INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 NOT_IN_NAMES = (*config.PLACEMENT, "hydra")  # keys that can't change a number
 LONGEST_NAME = 120
+LONGEST_WORD = 200  # characters that a message shows of a word that can't be read
 MOST = 1000  # values of a range in a search
 BASIC = "basic"  # Hydra's own launcher
+UNREADABLE = (HydraException, OmegaConfBaseException, ValueError, RecursionError)  # what a yaml file can raise
 KEY = re.compile(r"[~+]*[\w-]+([./][\w-]+)*(@[\w.:-]+)?(=|$)")
 
 
@@ -257,10 +260,12 @@ def further(
 def _recorded(values: Mapping[str, Any]) -> DictConfig:
     """A run's configuration as run.json has it, under its schema."""
     try:
+        if "${" in json.dumps(values):  # of nobody's making but a text editor's, and could name the environment
+            raise ValueError("it has a reference (${...})")
         cfg = cast(DictConfig, OmegaConf.structured(config.Run))
         cfg.method = OmegaConf.structured(SCHEMAS[values["method"]["family"]])
         cfg.merge_with(OmegaConf.create(dict(values)))
-    except (OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
+    except (*UNREADABLE, TypeError, KeyError) as error:
         raise KdlabError(
             f"the run's configuration can't be read: {_in_short(error)}",
             where="run.json",
@@ -665,14 +670,15 @@ class _Composer:
         return self.parsed[word]
 
     def parse(self, word: str) -> Override | None:
+        shown = word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..."
         if not KEY.match(word) or ("=" not in word and not word.startswith("~")):
-            self.problem(f"{word}: is not of the form KEY=VALUE{self.guess(word)}")
+            self.problem(f"{shown}: is not of the form KEY=VALUE{self.guess(word)}")
             return None
         try:
             return self.parser.parse_override(word)
-        except HydraException:
+        except (HydraException, ValueError, RecursionError):  # a number of too many digits, lists in lists in lists
             self.problem(
-                f"{word}: the value can't be read; a list is written [a,b], a section {{key: value}}, "
+                f"{shown}: the value can't be read; a list is written [a,b], a section {{key: value}}, "
                 "and a text with spaces or special characters in two kinds of quotes: 'key=\"a value\"'"
             )
         return None
@@ -875,7 +881,7 @@ class _Composer:
         overrides = self.parser.parse_overrides(list(choices))
         try:
             defaults = self.defaults(overrides)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, AssertionError):
+        except (*UNREADABLE, yaml.YAMLError, AssertionError):
             defaults = self.defaults_without_culprits(overrides)
         cfg = self.merge(defaults)
         OmegaConf.set_struct(cfg, True)
@@ -895,12 +901,14 @@ class _Composer:
                 self.problem(f"{self.file(override)}: is not YAML: {_yaml_words(error)}")
             except MissingConfigException as error:
                 self.problem(f"{self.file(override)}: {_absent_words(error)}")
-            except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
+            except (*UNREADABLE, AssertionError) as error:
                 self.problem(f"{self.file(override)}: {self.defaults_words(error)}")
         return self.defaults(kept)
 
     def defaults_words(self, error: BaseException) -> str:
         """What is wrong with a list of defaults."""
+        if isinstance(error, RecursionError):
+            return "its defaults lead back to itself, or its values are lists in lists without end"
         text = _in_short(error)
         group = re.search(r"Could not override '([^']+)'", text)
         if group:
@@ -932,7 +940,7 @@ class _Composer:
             file = f"{default.config_path}.yaml"
             try:
                 loaded = self.loader._load_single_config(default, self.copies).config
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
+            except UNREADABLE as error:
                 self.problem(f"{file}: {_in_short(error)}")
                 continue
             try:

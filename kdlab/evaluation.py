@@ -5,6 +5,7 @@ Nothing of the run itself is run or changed; what the evaluation needs of it and
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdlab import provenance, runner
+from kdlab import provenance, runner, supplies
 from kdlab.artifacts import Artifact, Store, disk_errors, write_json
 from kdlab.config import Crosslingual, Reasoning, Run
 from kdlab.context import Requests
@@ -190,7 +191,7 @@ def evaluate(
         ran.extend(outcome.ran)
 
     prepared = planning.prepare(run, pins)
-    pins.require(run, Graph.of({"data": prepared}))
+    supplies.require(run, Graph.of({"data": prepared}), pins, command=shlex.join(["kdlab", "fetch", *words]))
     with subject.store.locked(f"run-{prepared.fingerprint[:16]}"):
         work([prepared])
         facts = read_json(made[prepared.label].path / "facts.json")

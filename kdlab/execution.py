@@ -62,6 +62,8 @@ def execute_alone(folder: RunDirectory, *, brief: bool, renewed: set[str]) -> in
         )
         renewed |= {stage.fingerprint for stage in graph if stage.label in outcome.ran}
         return 0
+    model = store.path(graph.targets["student"].artifact) / "model" if "student" in graph.targets else None
+    damaged = folder.damage(model)
     folder.open()
     before = folder.result()
     found_states = runner.states(graph, store, run.fresh, renewed)
@@ -78,6 +80,8 @@ def execute_alone(folder: RunDirectory, *, brief: bool, renewed: set[str]) -> in
     ):
         logged = Display(console=Console(file=log, width=200, force_terminal=False, no_color=True))
         screen = Screens(shown, logged, status)
+        for line in damaged:
+            screen.note(f"damaged: {folder.path / line}; it is written anew")
         offset = 0
         live: set[str] = set()
 
@@ -117,12 +121,11 @@ def execute_alone(folder: RunDirectory, *, brief: bool, renewed: set[str]) -> in
         found = result.build(run, targets, dict(done), outcome.seconds)
         model = targets["student"].path / "model" if "student" in targets else None
         student = model is not None and model.is_dir()  # not of prompting, nor of a student behind an endpoint
-        if before is None or outcome.ran or student != (folder.path / "student").is_dir():
+        found = before if before is not None and not outcome.ran else found
+        if before is None or damaged or outcome.ran or student != (folder.path / "student").is_dir():
             if model is not None and student:
                 folder.write_student(model, card.model_card(found, asdict(run), folder.overrides))
             folder.write_result(found)
-        else:
-            found = before
         if isinstance(run.method, Reasoning):
             rows = samples.read_samples(targets["student_scores"].path / "samples.jsonl")
             tracker.table(*samples.tables(rows))

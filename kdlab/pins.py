@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from kdlab.artifacts import checksum, files_below
+from kdlab import hub
+from kdlab.artifacts import files_below
 from kdlab.config import Encoder, Run, Source
 from kdlab.errors import DataError, HubError, ModelError
 from kdlab.graph import UNPINNED, Graph
-
-Kind = Literal["model", "dataset"]
+from kdlab.hub import Kind, Part, endpoint
+from kdlab.integrity import checksum
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Pinned:
 class Pins:
     """Looks each thing up once; a sweep shares one for all its jobs."""
 
-    known: dict[tuple[str, str, str | None], Pinned] = field(default_factory=dict)
+    known: dict[tuple[Kind, str, str | None], Pinned] = field(default_factory=dict)
+    looked_up: set[tuple[Kind, str, str | None]] = field(default_factory=set)  # those of `known` that the Hub was asked
 
     def model(self, encoder: Encoder) -> Pinned:
         """An encoder's weights. A model made from its configuration alone has no id and needs no pin."""
@@ -63,21 +65,34 @@ class Pins:
             return self._local("dataset", source.path, where=f"{root}.source.path")
         return Pinned({"demo": source.demo})
 
-    def require(self, run: Run, graph: Graph) -> None:
-        """Refuse to go on while anything of the run is unpinned; other jobs of a sweep are their own matter."""
+    def lacking(self, run: Run, graph: Graph) -> list[str]:
+        """Why things of the run are unpinned, a line each; those of other jobs of a sweep are their own matter."""
+        if all(stage.pinned for stage in graph):
+            return []
         own = {run.model.teacher.id, run.model.student.id, run.task.source.hub, run.rationales.model}
         if run.supplement is not None:
             own.add(run.supplement.source.hub)
         for stage in graph:
             own |= set(stage.values.get("translator", {}).get("models", {}))
-        notes = [pinned.note for (_, name, _), pinned in self.known.items() if pinned.note and name in own]
-        if notes and not all(stage.pinned for stage in graph):
+        return [pinned.note for (_, name, _), pinned in self.known.items() if pinned.note and name in own]
+
+    def require(self, run: Run, graph: Graph) -> None:
+        """Refuse to go on while anything of the run is unpinned."""
+        if notes := self.lacking(run, graph):
             raise HubError(
                 "; ".join(notes),
                 where=endpoint(),
                 fix="connect to the Hub once, or give local folders (model.teacher.id=FOLDER, task.source.path=FILE); "
                 "`kdlab doctor` tells what is reachable",
             )
+
+    def remember(self, graph: Graph) -> None:
+        """Note in the Hub's cache what branches and tags stood for, so that the graph is the same without a network."""
+        used = set(_revisions([stage.values for stage in graph]))
+        for kind, name, revision in self.looked_up:
+            commit = self.known[kind, name, revision].values["revision"]
+            if (name, commit) in used:
+                hub.remember(kind, name, revision or "main", commit)
 
     def _pin(self, kind: Kind, name: str, revision: str | None) -> Pinned:
         key = (kind, name, revision)
@@ -91,6 +106,8 @@ class Pins:
                     fix="give a folder with config.json, weights and tokenizer, or owner/name on the Hub",
                 )
             self.known[key] = self._local(kind, name) if local else _hub(kind, name, revision)
+            if not local and not hub.offline():
+                self.looked_up.add(key)
         return self.known[key]
 
     def _local(self, kind: Kind, name: str, *, where: str = "task.source.path") -> Pinned:
@@ -106,8 +123,28 @@ class Pins:
             config = None
             if kind == "model":
                 config = _read_config(path / "config.json", name)
-            self.known[key] = Pinned({"content": content_hash(path)}, str(path), config)
+            try:
+                content = content_hash(path)
+            except OSError as error:
+                raise DataError(
+                    f"{name} can't be read: {error.strerror or error}",
+                    where=str(error.filename or path),
+                    fix="make it readable for the user who runs kdlab",
+                ) from error
+            self.known[key] = Pinned({"content": content}, str(path), config)
         return self.known[key]
+
+
+def _revisions(value: Any) -> Iterator[tuple[str, str]]:
+    """(name, commit) of each thing on the Hub in the values of stages."""
+    if isinstance(value, Mapping):
+        name = value.get("id") or value.get("hub")
+        if isinstance(name, str) and isinstance(value.get("revision"), str):
+            yield name, value["revision"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _revisions(one)
 
 
 def content_hash(path: Path) -> str:
@@ -125,8 +162,7 @@ def content_hash(path: Path) -> str:
 def _hub(kind: Kind, name: str, revision: str | None) -> Pinned:
     commit, why = _commit(kind, name, revision or "main")
     if commit is None:
-        what = "model" if kind == "model" else "data set"
-        return Pinned({"id": name, "revision": UNPINNED}, note=f"{what} {name}: {why}")
+        return Pinned({"id": name, "revision": UNPINNED}, note=why)
     config = None
     if kind == "model":
         config = _model_config(name, commit)
@@ -135,19 +171,11 @@ def _hub(kind: Kind, name: str, revision: str | None) -> Pinned:
 
 def _commit(kind: Kind, name: str, revision: str) -> tuple[str | None, str | None]:
     """The commit that a revision stands for, or None and the reason."""
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
+    if hub.COMMIT.fullmatch(revision):
         return revision, None
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
-    where = f"{'model' if kind == 'model' else 'data set'} {name}"
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -155,57 +183,63 @@ def _commit(kind: Kind, name: str, revision: str) -> tuple[str | None, str | Non
             f"'{name}' is neither a folder here nor a possible Hub id",
             fix="give owner/name, or an existing folder",
         ) from error
-    if HF_HUB_OFFLINE:
-        cached = _cached_commit(kind, name, revision)
-        return cached, None if cached else "offline, and not in the local cache"
+    cached = hub.known_commit(kind, name, revision)
+    if hub.offline():
+        what = "model" if kind == "model" else "data set"
+        return cached, None if cached else f"{what} {name}: offline, and not in the local cache"
     try:
-        api = HfApi()
-        info = api.model_info if kind == "model" else api.dataset_info
-        return str(info(name, revision=revision, timeout=10).sha), None
-    except GatedRepoError as error:
-        raise HubError(
-            f"access to {where} must be asked for",
-            where=f"{endpoint()}/{name}",
-            fix="accept its terms on the Hub and set HF_TOKEN",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
-            f"the Hub has no such {where}",
-            where=endpoint(),
-            fix="check the spelling; for a local folder give its path; for a private one set HF_TOKEN",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(
-            f"{where} has no revision '{revision}'", where=endpoint(), fix="give a branch, tag or commit"
-        ) from error
-    except Exception as error:
-        cached = _cached_commit(kind, name, revision)
-        return cached, None if cached else f"the Hub can't be reached ({type(error).__name__})"
+        return hub.commit(kind, name, revision), None
+    except HubError as error:
+        if _answered(error):
+            raise
+        if cached is None:
+            return None, str(error.what)
+        print(f"warning: {error.what}; it is taken as it was last seen, at {cached[:12]}", file=sys.stderr)
+        return cached, None
 
 
-def _cached_commit(kind: Kind, name: str, revision: str) -> str | None:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    reference = Path(HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / revision
-    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+def _answered(error: HubError) -> bool:
+    """Whether it was the Hub that said no, and not the way there that failed."""
+    refused = {"GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError"}
+    return any(refused & hub.kinds(one) for one in hub.causes(error))
 
 
 def _model_config(name: str, commit: str) -> dict[str, Any] | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    part = Part("model", name, commit, "config")
+    file = part.snapshot / hub.CONFIG
+    if not file.is_file():
+        if hub.offline():
+            return None
+        try:
+            file = hub.get_config(part)
+        except HubError as error:
+            if any("RemoteEntryNotFoundError" in hub.kinds(one) for one in hub.causes(error)):
+                raise ModelError(
+                    f"{name} has no config.json", where=endpoint(), fix="choose a transformers model"
+                ) from error
+            raise
+    return _read_config(file, name)
 
-    try:
-        return _read_config(Path(hf_hub_download(name, "config.json", revision=commit)), name)
-    except LocalEntryNotFoundError:
-        return None
-    except EntryNotFoundError as error:
-        raise ModelError(f"{name} has no config.json", where=endpoint(), fix="choose a transformers model") from error
-    except OSError as error:
-        raise HubError(
-            f"config.json of {name} could not be fetched: {type(error).__name__}",
-            where=endpoint(),
-            fix="try again, or run `kdlab doctor`",
-        ) from error
+
+def require_weights(folder: Path) -> None:
+    """Refuse a model's folder without weights, or whose safetensors are not whole: said before anything is trained.
+
+    Only their heads are read. What else is wrong with weights is found when they are loaded.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        raise ModelError(
+            "the model has no weights", where=str(folder), fix="it needs model.safetensors or pytorch_model.bin"
+        )
+    for file in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"the weights can't be read: {error}", where=str(file), fix="fetch the model again"
+            ) from error
 
 
 def _read_config(file: Path, name: str) -> dict[str, Any]:
@@ -215,14 +249,20 @@ def _read_config(file: Path, name: str) -> dict[str, Any]:
         raise ModelError(
             f"{name} has no config.json", where=str(file.parent), fix="give a transformers model folder"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"config.json of {name} is not JSON: {error}", where=str(file), fix="fetch the model again"
         ) from error
+    except OSError as error:
+        raise ModelError(
+            f"config.json of {name} can't be read: {error.strerror or error}", where=str(file), fix="make it readable"
+        ) from error
     if not isinstance(content, dict):
         raise ModelError(f"config.json of {name} is not a JSON object", where=str(file), fix="fetch the model again")
+    if not isinstance(content.get("model_type"), str | None):
+        raise ModelError(
+            f"config.json of {name} has the model_type {content['model_type']!r}, which is no word",
+            where=str(file),
+            fix="fetch the model again",
+        )
     return content
-
-
-def endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")

@@ -222,7 +222,8 @@ def load(
     translations: int,
     language: str | None,
 ) -> Answerer:
-    """The run's student. Raises ModelError if it is not there."""
+    """The run's student. Raises ModelError if it is not there, StoreError if it is damaged."""
+    record.refuse_damaged_student()
     if isinstance(run.method, Reasoning):
         return Writer(record, run, hardware=hardware, batch=batch)
     return Classifier(

@@ -4,7 +4,8 @@
         run.json  graph.json  status.json  metrics.jsonl  console.log  result.json  student/
         (failure.txt if it failed)
 
-The artifacts stay in the store; this folder can be deleted without losing work.
+The artifacts stay in the store; this folder can be deleted without losing work. result.json has the checksums of what
+does not change any more, and with run.json its own; what is damaged is written anew when the command is given again.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kdlab.artifacts import Artifact, disk_errors, write_json, write_text
+from kdlab.artifacts import SMALL, Artifact, disk_errors, read_json, write_json, write_text
 from kdlab.config import PLACEMENT, Run
-from kdlab.errors import ConfigError
+from kdlab.errors import ConfigError, StoreError
 from kdlab.graph import Graph
+from kdlab.integrity import checksum
 from kdlab.showing import redact
 
 STATUS_SECONDS = 1.0  # between two reports of progress, at least
@@ -73,24 +75,57 @@ class RunDirectory:
         with disk_errors("creating the run's folder", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "failure.txt").unlink(missing_ok=True)
+            for left in self.path.glob("*.tmp"):  # of a process that was killed while it wrote a file
+                if left.is_file():
+                    left.unlink(missing_ok=True)
             told = redact({**self.identity(), "overrides": self.overrides})
-            write_json(self.path / "run.json", {**told, "identity": self.graph.identity()})
+            write_json(self.path / "run.json", {**told, "identity": self.graph.identity()}, seal=True)
             write_json(self.path / "graph.json", self.graph.describe())
 
     def refuse_another(self) -> None:
         """Refuse a folder that holds the result of another run, or that another run is writing at this moment."""
         held = read(self.path / "run.json")
-        if held is None or held.get("identity") == self.graph.identity():
+        if held is None and self._made_of_the_same():
+            return
+        if held is not None and held.get("identity") == self.graph.identity():
             return
         status = read(self.path / "status.json")
         if read(self.path / "result.json") is None and not (status is not None and alive(status)):
             return  # it never finished, and what its stages have finished is in the store
+        differs = "its stages are others, and its run.json is damaged" if held is None else self.what_differs(held)
         raise Taken(
             [
-                f"name={self.run.name}: {self.path} holds another run: {self.what_differs(held)}; give another name=, "
+                f"name={self.run.name}: {self.path} holds another run: {differs}; give another name=, "
                 "or move that folder away (stages that are the same are not run again)"
             ]
         )
+
+    def _made_of_the_same(self) -> bool:
+        """Whether graph.json names this run's stages, or none; of a folder whose run.json is damaged, or not there."""
+        known = {stage["fingerprint"] for stage in _list(self.path / "graph.json")}
+        return not known or known == {stage.fingerprint for stage in self.graph}
+
+    def damage(self, model: Path | None) -> list[str]:
+        """What of a finished run's folder is not as it was written, one line a file.
+
+        model: the student in the store, looked at already: what is the same file on the disk needs no look here.
+        """
+        found = [f"{name}: not as it was written" for name in ("run.json", "result.json") if self._broken(name)]
+        for name, wanted in (self.result() or {}).get("files", {}).items():
+            path = self.path / name
+            try:
+                if name.startswith("student/") and model is not None and _as_linked(path, model / path.name):
+                    continue
+                if checksum(path) != wanted:
+                    found.append(f"{name}: not as it was written")
+            except FileNotFoundError:
+                found.append(f"{name}: missing")
+            except OSError as error:
+                found.append(f"{name}: can't be read: {error.strerror or error}")
+        return found
+
+    def _broken(self, name: str) -> bool:
+        return (self.path / name).exists() and read(self.path / name) is None
 
     def what_differs(self, held: Mapping[str, Any]) -> str:
         """Between the run that the folder holds and this one: keys with their values, else stages."""
@@ -127,13 +162,16 @@ class RunDirectory:
             try:
                 os.link(file, scratch / file.name)
             except OSError:
-                shutil.copyfile(file, scratch / file.name)
+                shutil.copy2(file, scratch / file.name)  # with its time, see `_as_linked`
         (scratch / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         os.rename(scratch, target)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_json(self.path / "result.json", result)
+        """result.json, when all else is there: `files` has the checksums of what does not change any more."""
+        lasting = [self.path / "graph.json", self.metrics, *sorted((self.path / "student").glob("*"))]
+        files = {path.relative_to(self.path).as_posix(): checksum(path) for path in lasting if path.is_file()}
+        write_json(self.path / "result.json", {**result, "files": files}, seal=True)
 
     def write_failure(self, message: str) -> None:
         """failure.txt: why the run did not finish."""
@@ -232,10 +270,21 @@ def points(stages: list[tuple[str, Artifact]]) -> list[dict[str, Any]]:
     return found
 
 
+def _as_linked(path: Path, twin: Path) -> bool:
+    """Whether two are one file on the disk, or a large one looks like the copy that was made of the other."""
+    if not twin.exists():
+        return False
+    ours, theirs = path.stat(), twin.stat()
+    if os.path.samestat(ours, theirs):
+        return True
+    alike = (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+    return alike and ours.st_size > SMALL
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """A JSON file, or None if it is not there or not whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -270,14 +319,36 @@ def _several(texts: list[str]) -> str:
 
 
 def used_artifacts(outputs: Path) -> set[str]:
-    """Names of the artifacts that the runs below a folder, and what was analyzed or evaluated of them, are made of."""
+    """Names of the artifacts that the runs below a folder, and what was analyzed or evaluated of them, are made of.
+
+    Of a sweep also what the jobs need that have not begun. Raises StoreError for a file that should tell and can't.
+    """
     used: set[str] = set()
     runs = [*outputs.glob("runs/*/"), *outputs.glob("sweeps/*/*/")]
     studies = [*outputs.glob("analysis/*/"), *(run / "analysis" for run in runs)]
     studies += [folder for run in runs for folder in run.glob("evaluations/*/")]
     for file in [folder / "graph.json" for folder in [*runs, *studies]]:
-        try:
-            used |= {stage["artifact"] for stage in json.loads(file.read_text(encoding="utf-8"))}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        with _telling(file):
+            for stage in read_json(file) if file.exists() else []:
+                name, _, digits = stage["artifact"].rpartition("-")
+                said = stage.get("function", f":{name}").partition(":")[2], stage.get("fingerprint", digits)[:16]
+                if said != (name, digits):
+                    raise ValueError(f"it says {stage['artifact']}, which is {'-'.join(said)}")
+                used.add(stage["artifact"])
+    for file in outputs.glob("sweeps/*/sweep.json"):
+        with _telling(file):
+            for job in read_json(file)["jobs"]:
+                used |= set(job.get("artifacts", []))
     return used
+
+
+@contextmanager
+def _telling(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"it can't be told which artifacts are in use: {type(error).__name__}: {error}",
+            where=str(file),
+            fix="give the command of that run or sweep again, which writes the file anew; or move its folder away",
+        ) from error

@@ -52,16 +52,21 @@ class Outcome:
 
 
 def states(graph: Graph, store: Store, fresh: list[str], renewed: Collection[str] = ()) -> dict[str, State]:
-    """For each stage by fingerprint: cached, to run, to resume, or idle (nothing that runs needs it)."""
+    """For each stage by fingerprint: cached, to run, to resume, or idle (nothing that runs needs it).
+
+    What is damaged is to run, needed or not: its points and figures are part of what the run shows.
+    """
     again = graph.dependents(fresh).difference(renewed)
     targets = {stage.fingerprint for stage in graph.targets.values()}
     needed = set(targets)
     found: dict[str, State] = {}
     for stage in reversed(graph.stages):
         name = stage.fingerprint
-        if stage.pinned and name not in again and store.find(stage.artifact) is not None:
+        damaged = stage.pinned and bool(store.faults(stage.artifact))
+        there = stage.pinned and not damaged and store.path(stage.artifact).is_dir()
+        if there and name not in again:
             found[name] = "cached"
-        elif name not in needed:
+        elif name not in needed and not damaged:
             found[name] = "idle"
         else:
             interrupted = stage.pinned and any(store.building(stage.artifact).glob("work/*"))
@@ -98,15 +103,17 @@ def run(
             )
     started = time.monotonic()
     outcome = Outcome()
-    plan = _agreed(states(graph, store, fresh, renewed), hardware)
+    look = _inspected if _first() else states
+    plan = _agreed(look(graph, store, fresh, renewed), hardware)
     again = graph.dependents(fresh).difference(renewed)
-    for stage in graph:
+    for stage in _data_first(graph):
         if plan[stage.fingerprint] == "idle":
             continue
-        artifact = None if stage.fingerprint in again else store.find(stage.artifact)
-        if _first() and artifact is not None and plan[stage.fingerprint] == "cached":
+        cached = plan[stage.fingerprint] == "cached"
+        artifact = store.find(stage.artifact) if cached else None
+        if _first() and artifact is not None:
             screen.stage_hit(stage.label, _age(artifact), other_code(artifact))
-        if plan[stage.fingerprint] != "cached":
+        if not cached:
             artifact, ran = _obtain(
                 stage,
                 store,
@@ -125,6 +132,35 @@ def run(
         finished(stage, artifact)
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def _inspected(graph: Graph, store: Store, fresh: list[str], renewed: Collection[str]) -> dict[str, State]:
+    """`states`, after every byte of what is going to be read was compared with its checksum.
+
+    Raises StoreError if that is damaged and not of this graph, so that no stage here can make it anew.
+    """
+    while True:
+        found = states(graph, store, fresh, renewed)
+        reading = [stage for stage in graph if found[stage.fingerprint] in ("run", "resume")]
+        inputs = {need.artifact: need.fingerprint for stage in reading for need in stage.inputs.values()}
+        for artifact, name in inputs.items():
+            if name not in found:
+                store.refuse_damaged(artifact)
+        whole = [name for name, key in inputs.items() if found.get(key) == "cached"]
+        if not any([store.faults(name, thorough=True) for name in whole]):
+            return found
+
+
+def _data_first(graph: Graph) -> list[Stage]:
+    """The stages in an order in which they can run: before all others those that need nothing trained.
+
+    So what is wrong with a test set is said before hours of training, not after them.
+    """
+    late: set[str] = set()
+    for stage in graph:
+        if stage.work.checkpoint or any(need.fingerprint in late for need in stage.needs()):
+            late.add(stage.fingerprint)
+    return sorted(graph, key=lambda stage: stage.fingerprint in late)
 
 
 def _obtain(
@@ -146,7 +182,10 @@ def _obtain(
         assert artifact is not None
         return artifact, True
     with store.locked(stage.artifact, waiting=lambda: screen.stage_waiting(stage.label)):
-        artifact = None if again else store.find(stage.artifact)
+        faults = store.faults(stage.artifact)
+        for line in faults:
+            screen.note(f"damaged: {line}; it is made anew")
+        artifact = None if again or faults else store.find(stage.artifact)
         if artifact is not None:
             _tell(HIT)
             screen.stage_hit(stage.label, _age(artifact), other_code(artifact))

@@ -16,7 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kdlab import artifacts
 from kdlab.errors import StoreError
+from kdlab.integrity import checksum, parsed
 
 AGAIN = "give the run's command again; it goes on where it stopped"
 
@@ -40,13 +42,13 @@ class Record:
                 fix="give folders such as outputs/runs/NAME, outputs/sweeps/NAME or outputs/sweeps/NAME/JOB",
             )
         told = read_json(folder / "run.json")
-        if not isinstance(told, dict) or not {"config", "overrides"} <= set(told):
+        if not _tells(told):
             raise StoreError("this run was written by another kdlab", where=str(folder / "run.json"), fix=AGAIN)
         result = read_json(folder / "result.json") if (folder / "result.json").is_file() else None
-        if result is not None and not isinstance(result, dict):
+        if result is not None and not _results(result):
             raise StoreError("this result was written by another kdlab", where=str(folder / "result.json"), fix=AGAIN)
         failure = folder / "failure.txt"
-        reason = failure.read_text(encoding="utf-8").strip() if failure.is_file() else None
+        reason = failure.read_text(encoding="utf-8", errors="replace").strip() if failure.is_file() else None
         return cls(folder, told, result, reason)
 
     @property
@@ -62,25 +64,40 @@ class Record:
     def config(self) -> dict[str, Any]:
         return dict(self.told["config"])
 
+    def _setting(self, *names: str) -> Any:
+        """What the configuration has under a path. Raises StoreError if it is not that of a run."""
+        found = self.told["config"]
+        for name in names:
+            if not isinstance(found, dict) or name not in found:
+                raise self._foreign()
+            found = found[name]
+        return found
+
+    def _foreign(self) -> StoreError:
+        return StoreError("this run was written by another kdlab", where=str(self.folder / "run.json"), fix=AGAIN)
+
     @property
     def family(self) -> str:
-        return str(self.told["config"]["method"]["family"])
+        return str(self._setting("method", "family"))
 
     @property
     def method(self) -> str:
-        return str(self.told["config"]["method"]["name"])
+        return str(self._setting("method", "name"))
 
     @property
     def task(self) -> str:
-        return str(self.told["config"]["task"]["name"])
+        return str(self._setting("task", "name"))
 
     @property
     def model(self) -> str:
-        return str(self.told["config"]["model"]["name"])
+        return str(self._setting("model", "name"))
 
     @property
     def seed(self) -> int:
-        return int(self.told["config"]["seed"])
+        seed = self._setting("seed")
+        if type(seed) is not int:
+            raise self._foreign()
+        return seed
 
     @property
     def command(self) -> str:
@@ -100,21 +117,31 @@ class Record:
         """graph.json: its stages as `Graph.describe` tells them; empty where there is none. Raises StoreError."""
         path = self.folder / "graph.json"
         found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
-        parts = {"label", "function", "version", "artifact", "fingerprint", "values", "inputs"}
-        if not isinstance(found, list) or not all(isinstance(stage, dict) and parts <= set(stage) for stage in found):
+        words, sections = ("label", "function", "artifact", "fingerprint"), ("values", "inputs")
+        if not isinstance(found, list) or not all(
+            isinstance(stage, dict)
+            and "version" in stage
+            and all(isinstance(stage.get(name), str) for name in words)
+            and _is_name(stage["artifact"])
+            and all(isinstance(stage.get(name), dict) for name in sections)
+            for stage in found
+        ):
             raise StoreError("this graph was written by another kdlab", where=str(path), fix=AGAIN)
         return found
 
     @cached_property
     def points(self) -> list[dict[str, Any]]:
-        """metrics.jsonl: the points of training, in order; a line that was cut short is left out."""
+        """metrics.jsonl: the points of training, in order; a line that was cut short is left out. Raises StoreError."""
         path = self.folder / "metrics.jsonl"
         found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        for line in path.read_bytes().split(b"\n") if path.is_file() else []:
             try:
-                found.append(json.loads(line))
+                point = parsed(line)
             except ValueError:
                 continue
+            if not isinstance(point, dict):
+                raise StoreError("a line is no point of training", where=str(path), fix=AGAIN)
+            found.append(point)
         return found
 
     def store(self, given: str | Path | None = None) -> Path:
@@ -124,7 +151,7 @@ class Record:
         """
         if given is not None:
             return Path(given)
-        named = Path(self.told["config"]["store"])
+        named = Path(str(self._setting("store")))
         beside = [place.parent for place in self.folder.resolve().parents[:2] if place.name in ("runs", "sweeps")]
         near = [place / named.name for place in beside]
         places = [named, *near] if named.is_absolute() else [*near, named]
@@ -136,8 +163,33 @@ class Record:
         name = name or next((stage["artifact"] for stage in self.graph if stage["label"] == label), None)
         if name is None:
             return None
-        folder = self.store(store) / name
-        return folder if folder.is_dir() else None
+        return self.whole(name, store)
+
+    def whole(self, name: str, store: str | Path | None = None) -> Path | None:
+        """The folder of an artifact, or None: the store no longer has it. Raises StoreError if it is damaged."""
+        shelf = artifacts.Store(self.store(store))
+        if (shelf.path(name) / artifacts.MANIFEST).exists():
+            shelf.refuse_damaged(name, thorough=False)
+        return shelf.path(name) if shelf.path(name).is_dir() else None
+
+    def refuse_damaged_student(self) -> None:
+        """Raises StoreError if a file of student/ is not as the run wrote it; its card is for people to change."""
+        for name, wanted in self.finished.get("files", {}).items():
+            folder, _, file = name.partition("/")
+            if folder != "student" or file == "README.md":
+                continue
+            try:
+                found = checksum(self.folder / name)
+            except FileNotFoundError:
+                continue  # which says itself that it is not there
+            except OSError as problem:
+                found = str(problem)
+            if found != wanted:
+                raise StoreError(
+                    f"the student of run {self.name} is damaged: {name} is not as it was written",
+                    where=str(self.folder),
+                    fix="give the run's command again: it is made anew",
+                )
 
 
 def collect(paths: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
@@ -187,11 +239,30 @@ def _folders(given: str) -> Sequence[Path]:
     return found
 
 
+def _tells(told: Any) -> bool:
+    """Whether a run.json has a configuration and words."""
+    if not isinstance(told, dict) or not isinstance(told.get("config"), dict):
+        return False
+    words = told.get("overrides")
+    return isinstance(words, list) and all(isinstance(word, str) for word in words)
+
+
+def _results(result: Any) -> bool:
+    """Whether a result.json names the artifacts that it is from."""
+    named = result.get("artifacts", {}) if isinstance(result, dict) else None
+    return isinstance(named, dict) and all(map(_is_name, named.values()))
+
+
+def _is_name(word: Any) -> bool:
+    """Whether a word names something in a folder, and nothing outside of it."""
+    return isinstance(word, str) and Path(word).name == word
+
+
 def read_json(path: Path) -> Any:
-    """Raises StoreError if the file can't be read, or is not JSON."""
+    """Raises StoreError if the file can't be read, is not JSON, or not as it was written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
+        return artifacts.read_json(path)
+    except (OSError, ValueError, RecursionError) as problem:
         raise StoreError(f"the file can't be read: {problem}", where=str(path), fix=AGAIN) from problem
 
 
@@ -201,7 +272,7 @@ def read_lines(path: Path, *, what: str) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").split("\n")  # `str.splitlines` would also split inside of a text
         found: list[dict[str, Any]] = json.loads(f"[{','.join(filter(None, lines))}]")
         return found
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise StoreError(
             f"the {what} can't be read: {problem}",
             where=str(path),

@@ -11,15 +11,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdlab import interruption
 from kdlab.artifacts import MANIFEST, Store, disk_errors, write_json
 from kdlab.errors import ConfigError, KdlabError, StoreError
 from kdlab.report.jobs import Standing, State, jobs_table
@@ -52,8 +54,18 @@ def folder_of(jobs: Sequence[Job]) -> Path:
     return Path(first.outputs) / "sweeps" / f"{methods}-{tasks}-{digest}"[-120:].lstrip("-+.")
 
 
-def announce(folder: Path, jobs: Sequence[Job], words: Sequence[str], *, verb: str = "train") -> None:
-    """Write sweep.json, merged by name with the jobs of commands that were given before or work on it now."""
+def announce(
+    folder: Path,
+    jobs: Sequence[Job],
+    words: Sequence[str],
+    graphs: Mapping[str, Graph] | None = None,
+    *,
+    verb: str = "train",
+) -> None:
+    """Write sweep.json, merged by name with the jobs of commands that were given before or work on it now.
+
+    graphs: of the jobs by name; what they are made of is kept by `kdlab store prune` before a job has begun.
+    """
     command = shlex.join(["kdlab", verb, *words])
     told = [
         {
@@ -63,6 +75,7 @@ def announce(folder: Path, jobs: Sequence[Job], words: Sequence[str], *, verb: s
             "task": job.run.task.name,
             "model": job.run.model.name,
             "seed": job.run.seed,
+            "artifacts": [stage.artifact for stage in (graphs or {}).get(job.name, ())],
         }
         for job in jobs
     ]
@@ -156,16 +169,27 @@ class Crew:
     launched_by: int | None = None  # process that every process of this launch ends with; None: they outlive it
 
     def __call__(self, number: int) -> int:
-        """Do a job; the processes stay for the next one that comes here."""
-        global _TEAM
+        """Do a job; the processes stay for the next one that comes here.
+
+        Who is asked to stop does no further job. Where submitit asks (Slurm is about to take the machine away), it is
+        given back its signal once there is a checkpoint, and puts the job into the queue again.
+        """
+        global _TEAM, _REQUEUE
         if _TEAM is None or _TEAM[0] != self.token:
             if _TEAM is not None:
                 _TEAM[1].dismiss()
             if self.launched_by is not None:
                 end_with(self.launched_by)
+            asks = [signal.SIGUSR2] if callable(signal.getsignal(signal.SIGUSR2)) else []
+            _REQUEUE = interruption.remember(*asks).get(signal.SIGUSR2)
             _TEAM = self.token, self.team()
             Finalize(None, _TEAM[1].dismiss, exitpriority=1)  # else a process waits for its children when it ends
-        return self.do(number, _TEAM[1])
+        try:
+            return self.do(number, _TEAM[1])
+        except interruption.Interrupted as stop:
+            if stop.signum == signal.SIGUSR2 and _REQUEUE is not None:
+                _REQUEUE(stop.signum, None)
+            return interruption.code(stop)
 
     def team(self) -> Team:
         return Team(self.work, quiet=self.quiet, claims=self.claims)
@@ -178,7 +202,9 @@ class Crew:
             on_gpu = hardware.device in ("auto", "cuda")
             code = team.do(number, processes=hardware.processes, on_gpu=on_gpu, beat=beat)
             place = self.folder / job.name
-            if code == 0 or failure(place) is not None or (place / "result.json").exists():  # of another run
+            stopped = code > 128  # asked to stop
+            # A result may be that of another run.
+            if code == 0 or stopped or failure(place) is not None or (place / "result.json").exists():
                 return code
             text = "a process of this job stopped, and the others had to be ended; see its console.log"
         except Died as death:
@@ -196,7 +222,9 @@ class Crew:
         return code
 
 
-_TEAM: tuple[str, Team] | None = None  # of this process, if a launcher calls it for one job after the other
+# Of a process that a launcher calls for one job after the other.
+_TEAM: tuple[str, Team] | None = None
+_REQUEUE: Callable[[int, None], object] | None = None  # submitit's own handler
 
 
 def placed(jobs: Sequence[Job], at_once: int) -> list[Job]:
@@ -256,8 +284,15 @@ def do_elsewhere(
 ) -> dict[int, int]:
     """Where a launcher plugin takes them; returns their exit codes. launch: `compose.launch_elsewhere`.
 
-    What a pool lost with one of its processes is given to a new one, each job so often as `ATTEMPTS`.
+    What a pool lost with one of its processes is given to a new one, each job so often as `ATTEMPTS`. Processes on this
+    machine are told when this one is asked to stop; raises Interrupted when they have. Jobs at Slurm go on.
     """
+    here = launcher.name != "submitit_slurm"
+
+    def launched(some: Sequence[int]) -> Mapping[int, int | str]:
+        with interruption.deferred(stop_children) if here else nullcontext():
+            return launch(crew, some)
+
     codes: dict[int, int] = {}
     size = at_once(launcher, len(numbers)) if launcher.name == "submitit_local" else len(numbers)
     left, attempt = list(numbers), 1
@@ -265,7 +300,7 @@ def do_elsewhere(
         told = {
             number: answer
             for place in range(0, len(left), size)
-            for number, answer in launch(crew, left[place : place + size]).items()
+            for number, answer in launched(left[place : place + size]).items()
         }
         left = []
         for number, answer in told.items():
@@ -282,6 +317,15 @@ def do_elsewhere(
                 write_failure(folder, f"hydra/launcher={launcher.name} lost this job: {answer}")
         attempt += 1
     return codes
+
+
+def stop_children() -> None:
+    """Ask the processes that a launcher has started to stop; they ask theirs."""
+    import psutil
+
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
 
 
 @dataclass

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from kdlab import interruption
 from kdlab.errors import KdlabError
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class Worker:
             said = [f"  | {line}" for line in self.last_words.last()]
             raise Died("\n".join([_ending(code), *said]), killed=code < 0)
         return answer
+
+    def stop(self) -> None:
+        """Ask the worker to stop at the next checkpoint; it then answers with an exit code above 128."""
+        self.process.terminate()
 
     def dismiss(self, *, at_once: bool = False) -> None:
         """Let the worker end; at_once: kill it."""
@@ -171,14 +176,15 @@ def _serve(
         del os.environ[name]
     os.environ.update(environment)
     sys.stdout, sys.stderr = _redirected(1, out), _redirected(2, err)
-    try:
-        while (order := orders.recv_bytes()) != QUIT:
-            code = work(int(order))
+    with interruption.watched(speaks=False), suppress(EOFError, OSError, KeyboardInterrupt):
+        while not interruption.asked() and (order := orders.recv_bytes()) != QUIT:
+            try:
+                code = work(int(order))
+            except interruption.Interrupted as stop:
+                code = interruption.code(stop)
             sys.stdout.flush()
             sys.stderr.flush()
             orders.send_bytes(str(code).encode())
-    except (EOFError, OSError, KeyboardInterrupt):
-        return
 
 
 def _redirected(number: int, place: Connection) -> TextIO:
@@ -216,7 +222,10 @@ class Team:
     def do(
         self, number: int, *, processes: int = 1, on_gpu: bool = False, beat: Callable[[], None] = lambda: None
     ) -> int:
-        """The job's exit code: the first one that is not 0. beat is called about four times a second. Raises Died."""
+        """The job's exit code: the first one that is not 0. beat is called about four times a second.
+
+        Raises Died. If this process is asked to stop, its workers are, too; raises Interrupted when they have.
+        """
         if len(self.workers) != processes:
             self.dismiss()
         with ExitStack() as claim:
@@ -227,7 +236,8 @@ class Team:
                 ]
             whole = False
             try:
-                code = self._follow(number, beat)
+                with interruption.deferred(self.stop):
+                    code = self._follow(number, beat)
                 whole = code == 0 and not environment
             finally:
                 if not whole:  # processes that no longer agree, or that hold a GPU, do no other job
@@ -261,6 +271,10 @@ class Team:
         if killed or (deaths and len(deaths) == len(told)):  # what the others say then is only that they miss it
             raise (killed or deaths)[0]
         return told[0] if told else 0
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.stop()
 
     def dismiss(self, *, at_once: bool = False) -> None:
         for worker in self.workers:

@@ -1,169 +1,128 @@
-"""Kill a run at random moments, give it again until it ends, and compare with the unbroken run.
+"""The proof that each family survives kill -9: `kdlab verify-resume` over small runs of all three, on demo tasks.
 
-    python scripts/kill.py --rounds 10 [--seed 0] [--folder FOLDER] [--command OVERRIDE ...]
+    python scripts/kill.py [--kills 50] [--seed 0] [--family layers --family reasoning --family languages]
 
-The command runs once unbroken in a scratch folder. Then it runs in another one, where its whole process group gets
-SIGKILL at a moment drawn uniformly over the unbroken run's duration. What is done by then is kept, as after a real
-crash, and the same command is given again with the next moment; once it ends, a new folder begins, until there were
-as many kills as --rounds says. Each folder that was finished must hold the same weights (every safetensors file of
-every artifact and of the student), scores and metrics as the unbroken one, and pass `kdlab store verify`. Exit code:
-0 if all is identical, else 1. A default command needs the Hub, or a local one (HF_ENDPOINT).
+`reasoning` has its rationales from an endpoint that this script is, and counts what it was asked: an answer that is
+in the journal is never asked for again, so that there are at most as many requests more as were on their way at each
+kill. Needs no network. Exit code: 0 if nothing differed in any family, else 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import itertools
 import json
-import os
-import random
-import re
-import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-COMMAND = [
-    "method=cr_ild",
-    "task=glue/rte",
-    "model=minilm_6_to_3",
-    "debug=fast",
-    "tracking=none",
-    "hardware.checkpoint_seconds=0",
-]
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One SIGKILL: when, what it broke off, and what became of it."""
-
-    folder: Path
-    second: float
-    stage: str
-    work: str  # steps that were logged, and how many of them the next attempt repeats
-    identical: bool = False
-
-
-def attempt(folder: Path, overrides: list[str], after: float | None) -> bool:
-    """Give the command in `folder`; True if it ended by itself, False if it was killed `after` so many seconds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "attempts.log", "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kdlab", "train", *overrides],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(after)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return False
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if code:
-        raise SystemExit(f"the command failed with exit code {code}:\n{(folder / 'attempts.log').read_text()[-3000:]}")
-    return True
+SMALL = "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
+CPU = ["hardware=cpu", "hardware.threads=1"]
+QUESTIONS, TESTS, CONCURRENCY = 48, 16, 4
+FAMILIES = {
+    "layers": ["method=cr_ild", "task=demo/nli", "model=tiny", "debug=fast"],
+    "reasoning": [
+        "method=ft_cot",
+        "task=demo/coin_flip",
+        f"task.generate.train={QUESTIONS}",
+        f"task.generate.test={TESTS}",
+        "task.generate.steps=2",
+        "model=tiny_decoder",
+        f"model.student.config={SMALL}",
+        "method.student.epochs=2",
+        "method.student.batch_size=8",
+        "method.answer.max_tokens=24",
+        "hardware.eval_batch=4",
+        "rationales=openai",
+        "rationales.model=oracle",
+        f"rationales.concurrency={CONCURRENCY}",
+        "rationales.price.input=1",
+        "rationales.price.output=2",
+    ],
+    "languages": [
+        "method=musc",
+        "task=demo/sentiment_xx",
+        "model=tiny_multilingual",
+        "translator=rules",
+        "task.languages=[en,es,fr]",
+        "task.few.examples=96",
+        "task.dev_limit=24",
+        "task.test_limit=40",
+        "curves=16",
+        "method.student.epochs=2",
+    ],
+}
 
 
-def console(folder: Path) -> list[str]:
-    """What the run said until now, over all attempts."""
-    files = list(folder.glob("outputs/runs/*/console.log"))
-    return files[0].read_text(encoding="utf-8").splitlines() if files else []
+class Oracle(ThreadingHTTPServer):
+    """An OpenAI-compatible endpoint that knows how the coin lies, and counts what it is asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.asked = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed is no error."""
+
+    def answer(self, prompt: str) -> str:
+        self.asked += 1
+        time.sleep(0.02)  # so that some are on their way when the kill comes
+        flips = prompt.rpartition("Q: ")[2].count(" flips ")
+        word = "no" if flips % 2 else "yes"
+        return f" {word}." if "Therefore, the answer is" in prompt else f" There are {flips} flips. So: {word}."
 
 
-def interrupted(folder: Path, said: int) -> tuple[str, str]:
-    """The stage that the kill broke off, and its steps; `said`: lines on the console before this attempt."""
-    store = folder / "outputs" / "artifacts"
-    last = "start"
-    for line in console(folder)[said:]:
-        found = re.match(r"(run|done|hit) +([^:]+):", line)
-        if found:
-            last = found[2] if found[1] == "run" else f"after {found[2]}"
-    logged = kept = 0
-    for building in store.glob("building/*/metrics.jsonl"):
-        lines = building.read_bytes().split(b"\n")[:-1]
-        logged = max((json.loads(line)["step"] for line in lines), default=0)
-        names = [path.name for path in (building.parent / "work").glob("checkpoint-*")]
-        kept = max((int(name[11:]) for name in names if name[11:].isdigit()), default=0)
-    return last, f"{max(logged - kept, 0)} of {logged}" if logged else "none"
+class Answer(BaseHTTPRequestHandler):
+    server: Oracle
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+        text = self.server.answer(prompt)
+        choice = {"index": 0, "finish_reason": "stop", "text": text, "message": {"role": "assistant", "content": text}}
+        usage = {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}
+        told = {"id": "x", "object": "any", "model": body["model"], "choices": [choice], "usage": usage}
+        content = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
 
-def fingerprints(folder: Path) -> dict[str, str]:
-    """sha256 of all weights, scores and metrics that the run left, by relative path."""
-    outputs = folder / "outputs"
-    files = [*outputs.glob("artifacts/*/**/*.safetensors"), *outputs.glob("runs/*/student/*.safetensors")]
-    files += [*outputs.glob("artifacts/*/scores.json"), *outputs.glob("artifacts/*/history.json")]
-    files += [*outputs.glob("**/metrics.jsonl")]
-    found = {str(file.relative_to(outputs)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
-    for file in outputs.glob("runs/*/result.json"):
-        scores = json.loads(file.read_text(encoding="utf-8"))["scores"]
-        found[f"{file.relative_to(outputs)}: scores"] = json.dumps(scores, sort_keys=True)
-    return found
-
-
-def differences(folder: Path, whole: dict[str, str]) -> list[str]:
-    found = fingerprints(folder)
-    lines = [name for name in sorted(found.keys() | whole.keys()) if found.get(name) != whole.get(name)]
-    verify = subprocess.run(
-        [sys.executable, "-m", "kdlab", "store", "verify"], cwd=folder, capture_output=True, text=True, check=False
-    )
-    return lines + ([f"kdlab store verify: {verify.stdout}{verify.stderr}"] if verify.returncode else [])
-
-
-def rounds(root: Path, overrides: list[str], count: int, seed: int) -> list[Kill]:
-    """Break the command off `count` times; prints one line a kill and what differs."""
-    draw = random.Random(seed)
-    started = time.monotonic()
-    attempt(root / "whole", overrides, None)
-    seconds = time.monotonic() - started
-    whole = fingerprints(root / "whole")
-    print(f"unbroken run: {seconds:.1f} s, {len(whole)} things to compare")
-
-    kills: list[Kill] = []
-    for number in itertools.count():
-        if len(kills) >= count:
-            break
-        folder, here = root / f"killed-{number}", list[Kill]()
-        while True:
-            moment = draw.uniform(0.0, seconds) if len(kills) + len(here) < count else None
-            said = len(console(folder))
-            if attempt(folder, overrides, moment):
-                break
-            assert moment is not None
-            here.append(Kill(folder, moment, *interrupted(folder, said)))
-        wrong = differences(folder, whole) if here else []
-        for line in wrong:
-            print(f"differs in {folder.name}: {line}")
-        kills += [replace(kill, identical=not wrong) for kill in here]
-    return kills
+def prove(words: list[str], kills: int, seed: int) -> int:
+    """The verb's exit code."""
+    command = [sys.executable, "-m", "kdlab", "verify-resume", "--kills", str(kills), "--seed", str(seed)]
+    return subprocess.run([*command, *words, *CPU], check=False).returncode
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=10, help="how many kills")
+    parser.add_argument("--kills", type=int, default=50, help="of each family")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--folder", type=Path, help="where to run; kept (default: a temporary folder, removed)")
-    parser.add_argument("--command", nargs="+", default=COMMAND, metavar="OVERRIDE", help="of `kdlab train`")
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="default: all")
     given = parser.parse_args(arguments)
-    if given.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    with tempfile.TemporaryDirectory(prefix="kdlab-kill-") as scratch:
-        kills = rounds((given.folder or Path(scratch)).absolute(), given.command, given.rounds, given.seed)
-    print(f"\n{'killed at':>10}  {'folder':10}  {'broken off':20}  {'steps lost':>10}  identical")
-    for kill in kills:
-        word = "yes" if kill.identical else "no"
-        print(f"{kill.second:8.2f} s  {kill.folder.name:10}  {kill.stage:20}  {kill.work:>10}  {word}")
-    same = all(kill.identical for kill in kills)
-    print(f"{sum(bool(kill.identical) for kill in kills)} of {len(kills)} kills left no trace")
-    return 0 if same else 1
+    oracle = Oracle()
+    threading.Thread(target=oracle.serve_forever, daemon=True).start()
+    codes = []
+    for family in given.family or FAMILIES:
+        print(f"\n{family}: {given.kills} kills", flush=True)
+        more = [f"rationales.base_url={oracle.url}"] if family == "reasoning" else []
+        codes.append(prove([*FAMILIES[family], *more], given.kills, given.seed))
+    print(f"\nrequests that the endpoint got, over all runs: {oracle.asked}")
+    oracle.shutdown()
+    return 1 if any(codes) else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import yaml
 
 import kdlab
 from kdlab import catalog, cli, compose
+from kdlab.artifacts import read_json
 from kdlab.config import Run
 from kdlab.errors import ConfigError
 from kdlab.verbs import plan as planning
@@ -77,6 +79,7 @@ class Lab:
         return f"--config-dir {self.conf} task={name}"
 
 
+@functools.cache
 def parts(group: str, name: str) -> list[dict[str, Any]]:
     """A yaml file of conf/ and those that it builds upon."""
     file = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
@@ -154,7 +157,8 @@ def run_folder(outputs: Path) -> Path:
 
 
 def read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    """A JSON file, without its seal: what is written back may be changed."""
+    return read_json(file)
 
 
 def points(folder: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cot import Told, context, question, questions
 from kdlab.artifacts import files_below
 from kdlab.data.prompts import Style
-from kdlab.errors import DataError
 from kdlab.models.generator import load_generator
 from kdlab.models.writing import generate
 from kdlab.stages import answer as stage
@@ -231,12 +230,21 @@ def test_killed_before_its_end_nothing_is_asked_again(
     assert (ctx.out / "answers.json").read_bytes() == (whole.out / "answers.json").read_bytes()
 
 
-def test_answers_that_are_damaged_elsewhere_are_refused(asked: Path, student: Path, tmp_path: Path) -> None:
-    ctx = context(tmp_path, "answers")
-    (ctx.work / "answers.jsonl").write_bytes(b'{"sample_index": 100, "co\n{"sample_index": 101}\n')
-    with pytest.raises(DataError, match="are damaged") as caught:
-        answered(tmp_path, asked, student=student)
-    assert "answers.jsonl" in str(caught.value) and "Remove this file" in str(caught.value)
+def test_answers_that_are_damaged_elsewhere_are_asked_again(
+    whole: Told, asked: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        killed_after(2, patch)
+        with pytest.raises(Killed):
+            answered(tmp_path, asked, student=student)
+    kept = tmp_path / "building" / "answers" / "work" / "answers.jsonl"
+    lines = kept.read_bytes().splitlines(keepends=True)
+    lines[5] = lines[5].replace(b"10", b"11", 1)
+    kept.write_bytes(b"".join(lines))
+    ctx = answered(tmp_path, asked, student=student)
+    assert ctx.notes[0].startswith(f"damaged: {kept}, line 6: it is not as it was written")
+    assert ctx.notes[1:] == ["continues after 5 of 11 answers"]
+    assert (ctx.out / "answers.json").read_bytes() == (whole.out / "answers.json").read_bytes()
 
 
 # figures

@@ -20,7 +20,8 @@ MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): file
     for file in sorted(ROOT.rglob("*.py"))
 }
-SETTLED = {"errors", "showing", "config", "context"}  # what every part may use; they know nothing of the rest
+# What every part may use; they know nothing of the rest.
+SETTLED = {"errors", "showing", "config", "context", "integrity", "interruption"}
 WORKERS = (
     "data",
     "models",
@@ -33,6 +34,8 @@ WORKERS = (
 # What a part may import besides itself and SETTLED. A part is a folder, or a module at the top.
 ALLOWED = {
     "showing": set(),
+    "integrity": set(),
+    "interruption": set(),
     "errors": {"showing"},
     "config": set(),
     "context": {"config"},
@@ -44,12 +47,14 @@ ALLOWED = {
     "checks_reasoning": {"config"},
     "catalog": set(),
     "objectives": set(),
-    "models": set(),
-    "data": set(),
+    "models": {"hub"},
+    "data": {"hub"},
     "engine": set(),
     "rationales": set(),
     "translators": set(),
-    "pins": {"artifacts", "graph"},
+    "hub": {"artifacts"},
+    "pins": {"artifacts", "graph", "hub"},
+    "supplies": {"artifacts", "data", "graph", "hub", "pins", "runner"},
     "stages": {*WORKERS, "artifacts"},
     "methods": {
         "graph",
@@ -61,13 +66,12 @@ ALLOWED = {
         "translators",
     },  # of the last five what is light
     "runner": {"graph", "artifacts", "provenance", "engine"},  # engine: late, and only in distributed jobs
-    "rundir": {"artifacts", "graph", "engine"},
-    "runs": {"errors"},
+    "rundir": {"artifacts", "graph"},
+    "runs": {"artifacts", "errors"},
     "study": {"artifacts", "checks", "graph", "runs"},
     "report": {"artifacts", "graph", "provenance", "runner", "engine", "study", "data", "rationales", "runs", "checks"},
     "evaluation": {
         "artifacts",
-        "engine",
         "graph",
         "methods",
         "models",
@@ -76,15 +80,16 @@ ALLOWED = {
         "report",
         "runner",
         "runs",
+        "supplies",
     },
     "prediction": {"artifacts", "data", "engine", "methods", "runs", "stages"},
     "execution": {"artifacts", "engine", "graph", "report", "rundir", "runner"},
     "workers": {"errors"},
-    "sweep": {"artifacts", "engine", "report", "rundir", "workers"},
+    "sweep": {"artifacts", "report", "rundir", "workers"},
     "compose": {"catalog", "checks"},
     "completion": {"catalog", "compose"},
-    "tune": {"artifacts", "checks", "compose", "engine", "report"},
-    "export": {"artifacts", "models", "pins", "provenance", "report", "runs", "stages"},
+    "tune": {"artifacts", "checks", "compose", "report"},
+    "export": {"artifacts", "hub", "models", "provenance", "report", "runs", "stages"},
     "doctor": {"artifacts", "engine", "translators"},
 }
 DOORS = {"cli", "verbs", "__main__", ""}  # the command line may use everything
@@ -165,7 +170,7 @@ def test_the_allowances_are_needed() -> None:
 def test_graph_and_artifacts_know_nothing_but_errors() -> None:
     standard = set(sys.stdlib_module_names)
     for module in ("graph", "artifacts"):
-        assert own_imports(MODULES[module]) <= {"errors"}
+        assert own_imports(MODULES[module]) <= {"errors", "integrity"}
         assert outside_imports(MODULES[module], late=False) <= standard
         assert outside_imports(MODULES[module]) - standard <= {"filelock"}
 
@@ -202,7 +207,7 @@ def test_only_composition_knows_hydra() -> None:
     "module",
     [
         *("cli", "config", "graph", "artifacts", "catalog", "checks", "compose", "completion", "methods", "pins"),
-        *("runner", "rundir", "provenance", "tune", "export", "export.folder", "export.hub"),
+        *("hub", "supplies", "runner", "rundir", "provenance", "tune", "export", "export.folder", "export.hub"),
         *("report.graph", "report.store", "report.summary", "report.result", "report.card", "report.samples"),
         *("evaluation", "prediction", "data.rows", "data.glue", "report.evaluation", "report.leaderboard"),
         *("study", "report.study", "report.plots", "report.diff", "report.charts", "report.page"),

@@ -115,7 +115,7 @@ def test_the_manifest_comes_last_and_the_rename_after_it(store: Store, monkeypat
 def test_what_was_killed_while_publishing_is_not_found(
     store: Store, monkeypatch: pytest.MonkeyPatch, killed_in: str
 ) -> None:
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -129,7 +129,7 @@ def test_what_was_killed_while_publishing_is_not_found(
 
 
 def test_checkpoints_outlive_a_kill_while_publishing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     folder = store.begin("one-1")
@@ -329,7 +329,7 @@ def test_damage_is_said_instead_of_what_comes_of_it(store: Store) -> None:
     (folder / "a.txt").unlink()
     with pytest.raises(StoreError, match=r"damaged: one-1/a\.txt: missing") as caught, store.reading(["one-1"]):
         (folder / "a.txt").read_text()
-    assert caught.value.where == str(folder) and "remove the folder" in str(caught.value.fix)
+    assert caught.value.where == str(folder) and "made anew" in str(caught.value.fix)
     with pytest.raises(StoreError, match="two-2 was removed from the store"), store.reading(["two-2"]):
         raise FileNotFoundError
     with pytest.raises(TrainingError), store.reading(["one-1"]):

@@ -50,7 +50,20 @@ KEYS = {
     "git": {"commit", "dirty"},
 }
 TOP = {
-    *("run", "metric", "split", "scores", "student", "teacher", "majority", "rows", "seeds", "artifacts", "warnings"),
+    *(
+        "run",
+        "metric",
+        "split",
+        "scores",
+        "student",
+        "teacher",
+        "majority",
+        "rows",
+        "seeds",
+        "artifacts",
+        "warnings",
+        "files",
+    ),
     *("conditions", "versions", "git", "made_by", "seconds", "seconds_of_stages", "sources"),
 }
 

@@ -126,10 +126,10 @@ def test_the_terminal_gets_80_columns(
 
 def test_an_older_run_and_other_versions(lab: Lab, folders: dict[str, Path], tmp_path: Path) -> None:
     told = json.loads((folders["one"] / "run.json").read_text())
-    del told["config"]["precision"]
+    del told["config"]["precision"], told["sha256"]
     result = json.loads((folders["one"] / "result.json").read_text())
     result["versions"]["torch"] = "1.0"
-    del result["seconds_of_stages"], result["warnings"]
+    del result["seconds_of_stages"], result["warnings"], result["sha256"]
     old = copied(folders["one"], tmp_path / "old", run=json.dumps(told), result=json.dumps(result))
     said = found(lab, old, folders["one"])
     assert [one["path"] for one in said["config"]] == ["precision"] and said["config"][0]["a"] == "(absent)"

@@ -17,6 +17,7 @@ import pytest
 
 from kdlab import config
 from kdlab.errors import StoreError
+from kdlab.integrity import sealed
 from kdlab.rationales.completion import Completion, Done, Progress, Report, Request
 from kdlab.rationales.journal import Journal, Journaled, journal_path, key_of
 from kdlab.rationales.local import LocalCompleter
@@ -97,6 +98,7 @@ def test_an_answer_comes_back_whole(tmp_path: Path) -> None:
     (line,) = path.read_text().splitlines()
     entry = json.loads(line)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", entry.pop("time"))
+    assert len(entry.pop("sha256")) == 64
     assert entry == {
         "key": key,
         "request": REQUEST,
@@ -195,7 +197,8 @@ def test_keys_of_a_later_version_are_tolerated(tmp_path: Path) -> None:
     (key,) = fill(path, 1)
     entry = json.loads(path.read_text())
     entry["note"], entry["usage"]["cached_tokens"], entry["completion"]["logprobs"] = "new", 3, [0.1]
-    path.write_text(json.dumps(entry) + "\n\n")
+    del entry["sha256"]
+    path.write_text(sealed(entry) + "\n")
     with Journal(path) as journal:
         assert journal.get(key) == Completion("answer 0", "stop", 1, 2)
 

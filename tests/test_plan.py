@@ -196,7 +196,7 @@ def test_what_could_not_be_looked_up_is_unpinned(lab: Lab) -> None:
 
 def test_training_something_unpinned_is_refused(lab: Lab, tmp_path: Path) -> None:
     done = lab.run("method=kd task=glue/rte model=bert_base_to_6 tracking=none", outputs=tmp_path)
-    assert done.code == 2 and "google-bert/bert-base-uncased" in done.err and "kdlab doctor" in done.err
+    assert done.code == 2 and "google-bert/bert-base-uncased" in done.err and "kdlab fetch" in done.err
     assert not list(tmp_path.glob("runs/*/result.json"))
 
 

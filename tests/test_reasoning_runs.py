@@ -53,7 +53,7 @@ TOP = {
         "versions",
         "git",
     ),
-    *("made_by", "seconds", "seconds_of_stages", "sources"),
+    *("made_by", "seconds", "seconds_of_stages", "sources", "files"),
 }
 Runs = Callable[[str], tuple[Path, Done]]
 

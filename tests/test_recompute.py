@@ -44,7 +44,7 @@ def held(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
 def gradients(model: nn.Module, call: Callable[[], Tensor], *, wanted: bool) -> tuple[Tensor, list[Tensor], int]:
     model.zero_grad()
     torch.manual_seed(3)
-    with recomputed(model, CPU, wanted=wanted):
+    with recomputed(model, wanted=wanted):
         loss, memory = held(call)
         torch.autograd.backward(loss)
     after = torch.rand(1)  # the random numbers that come next are the same, too
@@ -75,7 +75,7 @@ def test_nothing_of_it_stays_and_passes_without_gradients_run_once() -> None:
     layer.get_submodule("output.dense").register_forward_hook(lambda *_: calls.append(1))
     before = dict(vars(layer))
     batch = toy.rows(4).collate(np.arange(4), pad_token_id=0, width=9)
-    with recomputed(model, CPU, wanted=True):
+    with recomputed(model, wanted=True):
         model(batch).logits.sum().backward()
         assert len(calls) == 2
         with torch.no_grad():

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdlab import cli, config, study
-from kdlab.artifacts import FORMAT, Artifact, Store
+from kdlab.artifacts import FORMAT, Artifact, Store, write_json
 from kdlab.errors import ConfigError
 from kdlab.graph import Graph, Stage, Work
 from kdlab.report import plots
@@ -516,7 +516,7 @@ def published(store: Store, stage: Stage, files: dict[str, Any], *, facts: dict[
     }.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write_json(path, content, seal=name == "manifest.json")
 
 
 # kdlab analyze

@@ -260,14 +260,18 @@ def test_a_full_disk_names_the_stage_and_keeps_the_checkpoint(walk: Walk) -> Non
     assert walk.states(graph)["teacher"] == "resume"
 
 
-def test_a_damaged_input_is_named(walk: Walk) -> None:
+def test_a_damaged_input_is_named_and_made_anew(walk: Walk) -> None:
     graph, data, *_ = chain()
     walk.run(Graph.of({"data": data}))
     file = walk.store.path(data.artifact) / "out.txt"
+    before = file.read_bytes()
     file.chmod(0o644)
     file.write_bytes(b"\xff")
-    with pytest.raises(StoreError, match=f"damaged: {data.artifact}/out.txt: changed"):
-        walk.run(graph)
+    assert walk.states(graph)["data"] == "run"
+    assert walk.run(graph).ran == ["data", "teacher", "student"]
+    line = f"damaged: {data.artifact}/out.txt: changed since it was published: 1 bytes, and it had {len(before)}"
+    assert f"{line}; it is made anew" in walk.screen.lines
+    assert file.read_bytes() == before and walk.store.verify() == []
 
 
 # fresh
@@ -389,4 +393,5 @@ def test_a_manifest_is_plain_json(walk: Walk) -> None:
     walk.run(graph)
     found = walk.store.find(student.artifact)
     assert isinstance(found, Artifact)
-    assert json.loads((found.path / "manifest.json").read_text()) == found.manifest
+    told = json.loads((found.path / "manifest.json").read_text())
+    assert len(told.pop("sha256")) == 64 and told == found.manifest

@@ -345,7 +345,7 @@ def test_layers_computed_again_give_the_same_gradients(name: str, kernel: str, l
             if isinstance(module, nn.Dropout):
                 module.p = 0.2
         torch.manual_seed(5)
-        with recomputed(model, torch.device("cpu"), wanted=wanted):
+        with recomputed(model, wanted=wanted):
             views = Tapped(model)(batch, taps=every_tap(name), lam=lam)
             inside = [views.hidden, views.attention, views.query, views.key, views.value]
             read = [torch.where(state.isfinite(), state, 0) for states in inside for state in states.values()]

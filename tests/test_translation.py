@@ -490,7 +490,7 @@ def test_what_is_no_translator_is_refused(tmp_path: Path) -> None:
         config.save_pretrained(tmp_path / name)
         refused({"path": str(tmp_path / name)}, ModelError, f"can't translate with this model: it is a {name} model")
     refused({"path": str(tmp_path / "nowhere")}, ModelError, "folder does not exist")
-    refused({"id": "nobody/nothing", "revision": None}, HubError, "not there or can't be fetched")
+    refused({"id": "nobody/nothing", "revision": None}, HubError, "nobody/nothing: not in the cache")
 
 
 @pytest.mark.parametrize("file", ["source.spm", "vocab.json"])

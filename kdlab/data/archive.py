@@ -44,7 +44,7 @@ def read_dataset(file: Path, key: str) -> list[dict[str, Any]]:
     """The rows of a file in its order, each with a sample_index (int) that no other row has."""
     where = str(file)
     try:
-        content = json.loads(file.read_bytes().decode("utf-8"))
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"The file can't be read: {error.strerror or error}.", where=where) from error
     except (ValueError, RecursionError) as error:

@@ -138,7 +138,7 @@ def read_exemplars(path: Path | str | None, key: str) -> list[str]:
     file = EMBEDDED if path is None else Path(path).expanduser()
     own = "Give a file in the layout of reasoning-teacher's few_shot_cot_prompts.json as method.prompt.exemplars."
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         what = f"The file with exemplars can't be read: {error.strerror or error}."
         raise DataError(what, where=str(file), fix=own) from error
@@ -152,7 +152,7 @@ def read_exemplars(path: Path | str | None, key: str) -> list[str]:
         raise DataError(f"There are no exemplars for {key!r}. There are: {there}.", where=where, fix=own)
     entry = content[key]
     text = entry.get("prompt") if isinstance(entry, dict) else None
-    if not isinstance(text, str):
+    if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
         raise DataError("The entry has no text `prompt`.", where=f"{file}, {key}", fix=own)
     exemplars = re.split(r"\n(?=Q:)", text)
     for number, exemplar in enumerate(exemplars, start=1):

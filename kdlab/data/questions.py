@@ -157,7 +157,7 @@ def _read_archive(file: Path, key: str) -> _Part:
 
 
 def _text(value: str | float | None) -> str | None:
-    if value is None:
+    if value is None or value != value:
         return None
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -42,7 +42,7 @@ def format_of(path: Path | None, given: str | None) -> str:
             raise DataError("Parquet can't be read from standard input.", where="--input -", fix="Give the file.")
         return given or "jsonl"
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is a pipe or a device" if path.exists() else "does not exist"
         raise DataError(f"The input {what}.", where=str(path), fix="Give a file, or - for standard input.")
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
@@ -103,7 +103,10 @@ def _checked(
                 break
             texts.append(text or "")
         else:
-            yield Row(line, row.get(ID), tuple(texts))
+            try:
+                yield Row(line, _id(row.get(ID)), tuple(texts))
+            except ValueError as error:
+                bad(line, f"the field {ID!r} {error}")
     if other is not None and not known:
         raise _absent(columns, optional, other, where)
 
@@ -121,16 +124,29 @@ def _text(value: Any) -> str | None:
     """A value as the text that a CSV file would hold; None for null and NaN. Raises ValueError for one that is none."""
     if value is None or value != value:
         return None
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list | bytes):
         raise ValueError(f"is no text but {type(value).__name__}")
     if isinstance(value, bool):
         return "true" if value else "false"
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    _require_utf8(text)
+    return text
+
+
+def _id(value: Any) -> Any:
+    """What is handed through; None for NaN, which JSON has not. Raises ValueError for what can't be written."""
+    if value != value:
+        return None
+    if isinstance(value, str | dict | list):
+        _require_utf8(json.dumps(value, ensure_ascii=False, default=str))
+    return value
+
+
+def _require_utf8(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError("holds half of a surrogate pair") from None
-    return text
 
 
 def _jsonl(file: BinaryIO, bad: Bad) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -155,6 +171,10 @@ def _jsonl(file: BinaryIO, bad: Bad) -> Iterator[tuple[int, dict[str, Any]]]:
 def _decoded(file: BinaryIO, where: str) -> Iterator[str]:
     """Lines with their ends. Of a delimited file all is lost where a byte is wrong: it may be in quotes."""
     for number, line in enumerate(file, start=1):
+        if b"\0" in line:
+            raise DataError(
+                "There is a NUL byte: the input is damaged, or no text in UTF-8.", where=f"{where}, line {number}"
+            )
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -202,9 +222,10 @@ def _parquet(path: Path, columns: Sequence[str], optional: int) -> Iterator[tupl
         wanted = [name for name in dict.fromkeys([*columns, ID]) if name in names]
         number = 0
         for batch in file.iter_batches(batch_size=AT_ONCE, columns=wanted):
+            batch.validate(full=True)  # texts that are no UTF-8
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # OSError: pyarrow's of a damaged head
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"The file is no readable Parquet: {said}", where=str(path)) from error

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree
 
@@ -30,8 +31,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kdlab import hub
 from kdlab.data.delimited import plain_rows, quoted_rows
-from kdlab.errors import DataError, HubError
+from kdlab.errors import DataError, HubError, KdlabError
 
 DEMOS = {  # modules with rows(split), or rows(split, language), -> list of dicts
     "nli": "kdlab.data.demo.nli",
@@ -361,11 +363,12 @@ def _whole(value: str) -> str:
 
 def _read_hub(source: Mapping[str, Any], split: str, config: str | None, text: Sequence[str], label: str | None) -> Raw:
     # imported here, because it takes seconds that local data should not pay
-    from datasets import ClassLabel, load_dataset
+    from datasets import ClassLabel
 
-    name, revision = str(source["hub"]), source.get("revision")
     with _hub_errors(source, split, config) as where:
-        data = load_dataset(name, config, data_dir=source.get("data_dir"), split=split, revision=revision)
+        builder = _local_builder(hub_part(source, config))
+        builder.download_and_prepare()
+        data = builder.as_dataset(split=split)
     columns = {column: _flat(data.data.column(column)) for column in text if column in data.column_names}
     names = None
     if label is not None and label in data.column_names:
@@ -380,13 +383,20 @@ def _read_hub(source: Mapping[str, Any], split: str, config: str | None, text: S
 
 
 def _stream_hub(source: Mapping[str, Any], split: str, text: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The texts of one row after the other, fetched as they are asked for."""
+    """The texts of one row after the other, fetched as they are asked for; from the cache, if all is there."""
     from datasets import load_dataset
 
     name, config, revision = str(source["hub"]), source.get("config"), source.get("revision")
     folder = source.get("data_dir")
-    with _hub_errors(source, split, config) as where:
-        data = load_dataset(name, config, data_dir=folder, split=split, revision=revision, streaming=True)
+    with _hub_errors(source, split, config, asking=True) as where:
+        part = hub_part(source, config)
+        if hub.absent(part) is None:
+            data = _local_builder(part).as_streaming_dataset(split=split)
+        else:
+            hub.refuse_offline(part)
+            data = hub.patiently(
+                lambda: load_dataset(name, config, data_dir=folder, split=split, revision=revision, streaming=True)
+            )
         available = data.column_names or list(next(iter(data), {}))
         if absent := [column for column in text if column not in available]:
             raise _absent(absent[0], Raw(columns={}, available=available, where=where), "task.text")
@@ -401,13 +411,56 @@ def _stream_hub(source: Mapping[str, Any], split: str, text: Sequence[str]) -> I
             yield tuple(_scalar(values[column]) or "" for column in text)
 
 
+def hub_part(source: Mapping[str, Any], config: str | None) -> hub.Part:
+    """What is read of a data set on the Hub."""
+    name, folder = str(source["hub"]), source.get("data_dir")
+    commit = hub.commit("dataset", name, source.get("revision") or "main")
+    return hub.Part("dataset", name, commit, "rows", config=config, folder=folder)
+
+
+def hub_files(part: hub.Part) -> hub.Splits:
+    """The files that hold the rows of a part, as the Hub has them, by split. Raises as `read_raw` does."""
+    from datasets import load_dataset_builder
+
+    source = {"hub": part.name, "revision": part.commit, "data_dir": part.folder}
+    with _hub_errors(source, None, part.config, asking=True), TemporaryDirectory() as empty:
+        # With the usual cache an answer that does not come would be taken from there, of whatever revision.
+        found = hub.patiently(
+            lambda: load_dataset_builder(
+                part.name, part.config, data_dir=part.folder, revision=part.commit, cache_dir=empty
+            )
+        )
+    root = f"hf://datasets/{part.name}@{part.commit}/"
+    files = found.config.data_files or {}
+    return {str(split): [str(file).removeprefix(root) for file in some] for split, some in files.items()}
+
+
+def _local_builder(part: hub.Part) -> Any:
+    """What reads a part's rows from the cache, where all its files are then."""
+    from datasets import load_dataset_builder
+
+    folder = hub.get(part, ask=hub_files)
+    # All are named: the data set's card finds them among others, which are not here.
+    files = {name: [str(folder / file) for file in some] for name, some in (hub.splits(part) or {}).items() if name}
+    return load_dataset_builder(str(folder), part.config, data_files=files)
+
+
 @contextmanager
-def _hub_errors(source: Mapping[str, Any], split: str, config: str | None) -> Iterator[str]:
-    """Gives the place for messages; what the Hub's client raises inside becomes an error that can be mended."""
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+def _hub_errors(
+    source: Mapping[str, Any], split: str | None, config: str | None, *, asking: bool = False
+) -> Iterator[str]:
+    """Gives the place for messages; what the Hub's client raises inside becomes an error that can be mended.
+
+    split: None for all. asking: whether the Hub is asked inside, and not only files of the cache are read.
+    """
+    from datasets.exceptions import DatasetsError
 
     name, revision, folder = str(source["hub"]), source.get("revision"), source.get("data_dir")
-    parts = [f"{name}{f'/{config}' if config else ''}", f"folder {folder}" if folder else "", f"split {split}"]
+    parts = [
+        f"{name}{f'/{config}' if config else ''}",
+        f"folder {folder}" if folder else "",
+        f"split {split}" if split else "",
+    ]
     where = ", ".join(filter(None, [*parts, f"revision {revision}" if revision else ""]))
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise DataError(
@@ -417,26 +470,20 @@ def _hub_errors(source: Mapping[str, Any], split: str, config: str | None) -> It
         )
     try:
         yield where
-    except DatasetNotFoundError as error:
-        raise HubError(
-            _first_line(error), where=where, fix="Check task.source; private data sets need `hf auth login`."
-        ) from error
-    except ConnectionError as error:
-        raise _unreachable(name, where) from error
-    except (DatasetsError, ValueError, RuntimeError, OSError) as error:
+    except KdlabError:
+        raise
+    except Exception as error:
+        if refusal := hub.disk_trouble(error, f"preparing {name}"):
+            raise refusal from error
+        if asking and (trouble := hub.trouble(error, "dataset", name, revision=revision)):
+            raise trouble from error
+        if not isinstance(error, DatasetsError | ValueError | RuntimeError | OSError):
+            raise
         raise _hub_problem(error, source, config, split, where) from error
 
 
-def _unreachable(name: str, where: str, more: str = "") -> HubError:
-    return HubError(
-        f"The Hub can't be reached to load {name}{more}.",
-        where=where,
-        fix="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give local files in task.source.path.",
-    )
-
-
 def _hub_problem(
-    error: Exception, source: Mapping[str, Any], config: str | None, split: str, where: str
+    error: Exception, source: Mapping[str, Any], config: str | None, split: str | None, where: str
 ) -> DataError | HubError:
     name, folder, said = str(source["hub"]), source.get("data_dir"), _first_line(error)
     listed = re.search(r"\[.*?\]", str(error), flags=re.DOTALL)
@@ -462,9 +509,7 @@ def _hub_problem(
             fix="Set task.source.config to one of them.",
         )
     if folder and (isinstance(error, FileNotFoundError) or said.startswith("Couldn't find cache")):
-        there = _hub_folders(name, str(PurePosixPath(folder).parent), source.get("revision"))
-        if there is None:
-            return _unreachable(name, where, "; of a folder there (task.source.data_dir) the local cache is no help")
+        there = _hub_folders(name, PurePosixPath(folder).parent, str(source["revision"]))
         if folder.strip("/") not in there:
             return AbsentDataError(
                 f"{name} has no folder {folder!r}. It has: {', '.join(there) or 'no folders'}.",
@@ -478,20 +523,10 @@ def _hub_problem(
     )
 
 
-def _hub_folders(name: str, parent: str, revision: str | None) -> list[str] | None:
-    """The folders in the folder `parent` of a data set on the Hub; None if the Hub can't be asked."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.hf_api import RepoFolder
-
-    inner = None if parent == "." else parent
-    try:
-        entries = list(HfApi().list_repo_tree(name, inner, revision=revision, repo_type="dataset"))
-    except EntryNotFoundError:
-        return []
-    except Exception:  # whatever the client's own libraries raise where there is no network
-        return None
-    return [entry.path for entry in entries if isinstance(entry, RepoFolder)]
+def _hub_folders(name: str, parent: PurePosixPath, commit: str) -> list[str]:
+    """The folders in the folder `parent` of a data set on the Hub. Raises HubError."""
+    found = {folder for file in hub.listing("dataset", name, commit) for folder in PurePosixPath(file).parents}
+    return sorted(str(folder) for folder in found if folder.parent == parent and folder != parent)
 
 
 def _first_line(error: BaseException) -> str:
@@ -609,6 +644,8 @@ def _read_file(path: Path, text: Sequence[str], label: str | None, further: Sequ
             "name them in task.source.columns.",
         )
     try:
+        if not path.is_file():
+            raise DataError("A pipe or a device is no file of rows.", where=str(path), fix="Save its rows to a file.")
         if path.stat().st_size == 0:
             raise DataError("The file is empty.", where=str(path))
         if suffix == ".parquet":
@@ -632,7 +669,8 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Raw:
         available = pq.read_schema(path).names
         there = [column for column in dict.fromkeys(wanted) if column in available]
         table = pq.read_table(path, columns=there, partitioning=None)
-    except pa.ArrowException as error:
+        table.validate(full=True)  # texts that are no UTF-8
+    except (pa.ArrowException, OSError) as error:  # OSError: pyarrow's of a damaged head
         raise DataError(f"The file is no readable Parquet: {_first_line(error)}", where=str(path)) from error
     columns = {name: _flat(table[name]) for name in table.column_names}
     return Raw(columns=columns, available=available, where=str(path))

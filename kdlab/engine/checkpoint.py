@@ -5,6 +5,7 @@
     work/best-<step>.safetensors
 
 A checkpoint is a folder renamed into place after its last file was written. Tensors are safetensors, the rest JSON.
+state.json has the checksum of every file that training goes on from, and its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdlab.engine import device
+from kdlab.integrity import checksum, sealed, unsealed
 
 RNG_STATE = "python"
 
 
-def save(work: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+def save(
+    work: Path,
+    step: int,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    beside: Mapping[Path, int] | None = None,
+) -> None:
     """Write a checkpoint of `step` and remove the older ones.
 
-    tensors: file name -> tensors; state: JSON. In a distributed job every process calls this; each adds its own
+    tensors: file name -> tensors; state: JSON; beside: files outside of it that it needs, and how many of their bytes.
+    In a distributed job every process calls this; each adds its own
     random-number state, the first writes the rest.
     """
     world = device.World.current()
@@ -50,7 +60,10 @@ def save(work: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]], 
             )
     device.wait()
     if world.first:
-        _write(scratch / "state.json", {**state, "step": step})
+        needed = {path: path.stat().st_size for path in scratch.iterdir()} | dict(beside or {})
+        files = {os.path.relpath(path, scratch): [size, checksum(path, size)] for path, size in needed.items()}
+        told = sealed({**state, "step": step, "files": files}, indent=2)
+        (scratch / "state.json").write_text(told, encoding="utf-8")
         _sync(scratch)
         if final.exists():  # moved away first: one that is half removed must not be found
             shutil.rmtree(replaced := final.with_suffix(".replaced"), ignore_errors=True)
@@ -72,9 +85,39 @@ def latest(work: Path) -> Path | None:
     return next(iter(reversed(checkpoints(work))), None)
 
 
+def newest(work: Path, tell: Callable[[str], None]) -> Path | None:
+    """The last checkpoint that is whole. Those that are not are told of, and removed. Every process calls this."""
+    if device.World.current().first:
+        for folder in reversed(checkpoints(work)):
+            damaged = faults(folder)
+            if not damaged:
+                break
+            tell(f"damaged: {folder.name}/{damaged[0]}; it is not used")
+            os.rename(folder, scrap := folder.with_suffix(".damaged"))
+            shutil.rmtree(scrap)
+    device.wait()
+    return latest(work)
+
+
+def faults(folder: Path) -> list[str]:
+    """What of a checkpoint, and of what it needs beside it, is not as it was written, one line a file."""
+    try:
+        files = read_state(folder).get("files", {})
+    except (OSError, ValueError) as error:
+        return [f"state.json: {error}"]
+    found = []
+    for name, (size, wanted) in files.items():
+        try:
+            if checksum(folder / name, size) != wanted:
+                found.append(f"{name}: not as it was written")
+        except OSError as error:
+            found.append(f"{name}: {error.strerror or error}")
+    return found
+
+
 def read_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return state
+    """Raises OSError; ValueError if the file is not as it was written."""
+    return unsealed((folder / "state.json").read_bytes().decode("utf-8"), indent=2)
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:

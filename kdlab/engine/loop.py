@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kdlab import interruption
 from kdlab.context import Context
 from kdlab.engine import checkpoint, device
 from kdlab.engine.compiling import compile_layers
@@ -158,19 +159,18 @@ def fit(
     wrapped, prepared = device.prepare(accelerator, model, optimizer)
     trainer = _Trainer(model, wrapped, optimizer, prepared, accelerator, batches, plan, context, dict(state or {}))
     trainer.resume()
-    if follow is not None and trainer.step == 0:
-        trainer.follow(follow)
 
-    with recomputed(model, accelerator.device, wanted=context.hardware.recompute):
+    with recomputed(model, wanted=context.hardware.recompute), interruption.deferred():
+        if follow is not None and trainer.step == 0:
+            trainer.follow(follow)
+        if trainer.pending:
+            trainer.look(follow, evaluate)
         while trainer.running:
             for micro_batches in trainer.rest_of_epoch():
                 trainer.train_step(micro_batches, step)
                 after_step()
                 trainer.log_if_due()
-                if follow is not None and trainer.curve_due():
-                    trainer.follow(follow)
-                if evaluate is not None and trainer.evaluation_due():
-                    trainer.evaluate(evaluate)
+                trainer.look(follow, evaluate)
                 trainer.save_if_due()
                 if not trainer.running:
                     break
@@ -213,12 +213,17 @@ class _Trainer:
         self.log = MetricsLog(context.out / "metrics.jsonl") if self.world.first else None
         self.saved_at = self.logged_at = time.monotonic()
         self.saved_step = 0
+        self.pending = False  # whether a signal broke off what follows on the last step
         self.wide = torch.float32 if accelerator.device.type == "mps" else torch.float64  # mps has no float64
         self.step_seconds = 0.0
 
     @property
     def running(self) -> bool:
         return self.step < self.steps and not self.history.stopped_early
+
+    @property
+    def best_weights(self) -> Path:
+        return self.context.work / f"best-{self.history.selected_step}.safetensors"
 
     @property
     def epoch(self) -> int:
@@ -377,6 +382,24 @@ class _Trainer:
 
     # evaluation and selection ----------------------------------------------------------------------------------
 
+    def look(self, follow: Callable[[], Mapping[str, Any]] | None, evaluate: Callable[[], Scores] | None) -> None:
+        """What is due after a step. A signal breaks it off, since it may take minutes: it is due again afterwards."""
+        try:
+            if follow is not None and self.curve_due():
+                self.follow(follow)
+            if evaluate is not None and self.evaluation_due():
+                self.evaluate(evaluate)
+        except interruption.Interrupted:
+            self.pending = True
+            self.save(reason="signal")
+            self.tell_of_stop()
+            raise
+        self.pending = False
+
+    def breakable(self) -> AbstractContextManager[None]:
+        """Around an evaluation; of processes that train together, all others wait for it."""
+        return interruption.immediate() if self.world.size == 1 else nullcontext()
+
     def curve_due(self) -> bool:
         wanted = min(max(self.plan.epochs, CURVE_POINTS[0]), CURVE_POINTS[1])
         every = -(-self.steps // wanted)
@@ -386,7 +409,8 @@ class _Trainer:
         if not self.world.first or any(point["step"] == self.step for point in self.history.curves):
             return
         self.model.eval()
-        found = follow()
+        with self.breakable():
+            found = follow()
         self.model.train()
         epoch = self.step / self.per_epoch
         self.history.curves.append({"step": self.step, "epoch": epoch, **found})
@@ -401,7 +425,8 @@ class _Trainer:
         stop = 0
         if self.world.first:
             self.model.eval()
-            scores = {split: dict(metrics) for split, metrics in evaluate().items()}
+            with self.breakable():
+                scores = {split: dict(metrics) for split, metrics in evaluate().items()}
             self.history.evaluations.append({"step": self.step, "scores": scores})
             self.write(
                 {
@@ -433,8 +458,15 @@ class _Trainer:
 
     def save_if_due(self) -> None:
         due = time.monotonic() - self.saved_at >= self.context.hardware.checkpoint_seconds
-        if device.share(int(due)) and self.running and self.saved_step != self.step:
-            self.save(reason="time")
+        reason = device.share(interruption.asked() or int(due))  # no signal that asks to stop has the number 1
+        if reason and self.saved_step != self.step and (self.running or reason > 1):
+            self.save(reason="time" if reason == 1 else "signal")
+        if reason > 1:
+            self.tell_of_stop()
+            raise interruption.Interrupted(reason)
+
+    def tell_of_stop(self) -> None:
+        self.context.note(f"stopped at step {self.step} of {self.steps}, with a checkpoint")
 
     def save(self, *, reason: str) -> None:
         tensors = {
@@ -443,21 +475,27 @@ class _Trainer:
         }
         for name, part in self.extra.items():
             tensors[f"extra-{name}"] = part.state_dict()
+        offset = 0 if self.log is None else self.log.offset()
         state = {
             "history": asdict(self.history),
             "sums": self.sums,
             "seen": self.seen,
             "warned": self.warned,
             "tokens": self.tokens,
-            "offset": 0 if self.log is None else self.log.offset(),
+            "offset": offset,
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "environment": self.environment(),
             "reason": reason,
+            "pending": self.pending,
         }
-        checkpoint.save(self.context.work, self.step, tensors=tensors, state=state)
+        best = self.best_weights
+        beside = {best: best.stat().st_size} if best.exists() else {}
+        if self.log is not None and offset:
+            beside[self.log.path] = offset
+        checkpoint.save(self.context.work, self.step, tensors=tensors, state=state, beside=beside)
         if self.world.first:
             for old in self.context.work.glob("best-*.safetensors"):
-                if old.name != f"best-{self.history.selected_step}.safetensors":
+                if old != best:
                     old.unlink()
         self.saved_at, self.saved_step = time.monotonic(), self.step
 
@@ -475,7 +513,7 @@ class _Trainer:
         }
 
     def resume(self) -> None:
-        folder = checkpoint.latest(self.context.work)
+        folder = checkpoint.newest(self.context.work, self.context.note)
         if folder is None:
             if self.log is not None:
                 self.log.cut(0)
@@ -489,6 +527,7 @@ class _Trainer:
         self.sums, self.seen = state["sums"], state["seen"]
         self.step, self.tokens = int(state["step"]), int(state["tokens"])
         self.saved_step = self.step
+        self.pending = bool(state.get("pending"))  # one of another version may not say
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.log is not None:
@@ -510,8 +549,7 @@ class _Trainer:
             history.selected_step = self.step
         history.selected_step = device.share(history.selected_step)  # only the first process evaluates
         if history.selected_step != self.step:
-            best = self.context.work / f"best-{history.selected_step}.safetensors"
-            self.model.load_state_dict(load_file(_found(best)))
+            self.model.load_state_dict(load_file(_found(self.best_weights)))
         device.wait()  # until all have read it: the first process removes it with `work`
         self.tables.close()
         self.context.facts.update(steps=self.step, selected_step=history.selected_step, trained_tokens=self.tokens)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.errors import TrackingError
+from kdlab.integrity import parsed
 
 
 class MetricsLog:
@@ -56,7 +57,7 @@ class MetricsLog:
         points = []
         for number, line in enumerate(lines, start=1):
             try:
-                point = json.loads(line)
+                point = parsed(line)
                 if not isinstance(point, dict):
                     raise ValueError("not an object")
             except ValueError as problem:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kdlab.artifacts import checksum
 from kdlab.errors import StoreError
+from kdlab.integrity import checksum
 from kdlab.runs import read_json
 
 NAME = "export.json"

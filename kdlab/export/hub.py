@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdlab.errors import ConfigError, HubError
-from kdlab.pins import endpoint
+from kdlab.hub import endpoint
 
 
 def check_repository(name: str) -> None:

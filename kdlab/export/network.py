@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlab.artifacts import MANIFEST
 from kdlab.errors import KdlabError, ModelError
 from kdlab.models.architectures import ARCHITECTURES, architecture, longest_input
 from kdlab.models.encoder import load_saved
@@ -131,7 +130,7 @@ class Reader:
     def rows(self, record: Record, store: Path) -> tuple[list[Batch], str]:
         """Rows of the run's dev set, shortest first, if the store has them; and what they are."""
         reading = [stage["inputs"]["data"] for stage in record.graph if stage["label"] == "evaluate_student"]
-        folder = next((store / name for name in reading if (store / name / MANIFEST).is_file()), None)
+        folder = next((found for name in reading if (found := record.whole(name, store)) is not None), None)
         if folder is None:
             return [], ""
         data = TaskData(folder)

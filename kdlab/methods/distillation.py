@@ -435,7 +435,7 @@ def _problems(run: Run, method: Distillation, models: Mapping[str, Pinned]) -> l
 def encoder_problems(run: Run, side: str, config: dict[str, Any]) -> list[str]:
     """What is wrong with one encoder. side: "teacher" or "student"."""
     try:
-        available(str(config.get("model_type")))
+        available(str(config.get("model_type") or ""))
     except KdlabError as error:
         return [f"model.{side}: {error.what}; {error.fix}"]
     problems = _head_problems(run, side, config) + _label_problems(run, side, config)
@@ -456,7 +456,7 @@ def encoder_problems(run: Run, side: str, config: dict[str, Any]) -> list[str]:
 def _layer_problems(path: str, fit: LayerObjective, student: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     problems = []
     for side, config in (("teacher", teacher), ("student", student)):
-        shown = available(str(config.get("model_type")))
+        shown = available(str(config.get("model_type") or ""))
         missing = [name for name in fit.relations if name not in shown and name not in ("embedding", "patient")]
         if missing:
             problems.append(

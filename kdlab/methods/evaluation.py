@@ -129,9 +129,9 @@ def pinned(run: Run, model: Model) -> Pins:
         if isinstance(source, Mapping) and "hub" in source:
             for revision in (None, run.task.source.revision):
                 same = revision in (None, source["revision"])
-                key = ("dataset", source["hub"], revision)
-                if same and key not in pins.known:
-                    pins.known[key] = Pinned({"id": source["hub"], "revision": source["revision"]})
+                if same:
+                    found = Pinned({"id": source["hub"], "revision": source["revision"]})
+                    pins.known.setdefault(("dataset", source["hub"], revision), found)
     spec = (model.asked if model.stage is None else model.stage).values.get("model")
     student = run.model.student
     if isinstance(spec, Mapping) and student.id is not None and (model.stage is not None or "revision" in spec):

@@ -229,17 +229,17 @@ def available(model_type: str) -> frozenset[str]:
 
 def num_layers(config: Mapping[str, Any]) -> int:
     """Number of Transformer layers of a config.json."""
-    return int(_value(config, "num_hidden_layers"))
+    return _count(config, "num_hidden_layers")
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:
     """Width D of the hidden states of a config.json."""
-    return int(_value(config, "hidden_size"))
+    return _count(config, "hidden_size")
 
 
 def num_heads(config: Mapping[str, Any]) -> int:
     """Number of attention heads of a config.json."""
-    return int(_value(config, "num_attention_heads"))
+    return _count(config, "num_attention_heads")
 
 
 def longest_input(config: Mapping[str, Any]) -> int | None:
@@ -253,7 +253,7 @@ def longest_input(config: Mapping[str, Any]) -> int | None:
         if kind in _NO_POSITIONS:
             return None
         reach = _size(config.get("text_config") or config, "max_position_embeddings", 0)
-        return reach or None
+        return reach if reach > 0 else None
     if kind == "modernbert" or not _value(config, "position_biased_input", True):
         return None
     padding = {"roberta": config.get("pad_token_id", 1), "xlm-roberta": config.get("pad_token_id", 1), "mpnet": 1}
@@ -330,7 +330,7 @@ def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> i
         if config.get(known) is not None:
             if not isinstance(config[known], int):
                 raise ModelError(f"the model's config has {known}={config[known]!r}, which is no whole number")
-            return int(config[known])
+            return int(config[known]) if default is not None else _positive(known, config[known])
     found = stock.get(name, default)
     if found is None:
         raise ModelError(f"the model's config has no {name}", fix="check config.json; kdlab knows no default for it")
@@ -378,6 +378,16 @@ def _encoder_decoder(config: Mapping[str, Any]) -> int:
     total = words + positions + 2 * width
     total += readers * (attention + mlp + 2 * width) + writers * (2 * attention + mlp + 3 * width)
     return total + (0 if config.get("tie_word_embeddings", True) else words)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ModelError(f"the model's config has {name}={value}, which must be 1 or more", fix="check config.json")
+    return value
+
+
+def _count(config: Mapping[str, Any], name: str) -> int:
+    return _positive(name, int(_value(config, name)))
 
 
 def _value(config: Mapping[str, Any], name: str, default: Any = None) -> Any:

@@ -18,7 +18,7 @@ from transformers import (
 import kdlab.models.attention  # noqa: F401  registers the kernel "kdlab"
 from kdlab.errors import ModelError
 from kdlab.models.architectures import architecture
-from kdlab.models.loading import changed, check_finite, fetch_config, first_line, reading_weights
+from kdlab.models.loading import changed, check_finite, fetch_config, fetched, reading_weights, unbuildable
 from kdlab.models.surgery import cut, seeded
 
 _DERIVED = {"num_hidden_layers": "layer_types", "hidden_size": "pooler_hidden_size"}  # by the other key
@@ -125,8 +125,8 @@ def _new(config: PreTrainedConfig, attention: str, seed: int) -> PreTrainedModel
                 dtype=torch.float32,
                 trust_remote_code=False,
             )
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"no model can be built from the config: {first_line(error)}", where="model.config") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, ArithmeticError) as error:
+        raise unbuildable(error) from error
     model.train(False)
     return model
 
@@ -134,9 +134,10 @@ def _new(config: PreTrainedConfig, attention: str, seed: int) -> PreTrainedModel
 def _load_weights(
     source: str, config: PreTrainedConfig, attention: str, revision: str | None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
+    folder = fetched(source, revision, "weights")
     with reading_weights(source):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            source,
+            folder,
             config=config,
             attn_implementation=_kernel(config, attention),
             dtype=torch.float32,
@@ -144,7 +145,6 @@ def _load_weights(
             weights_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **({"revision": revision} if revision else {}),
         )
     model.train(False)
     return model, info

@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from kdlab.errors import ModelError
 from kdlab.models.architectures import generator_problem
 from kdlab.models.dropout import quick_dropout
-from kdlab.models.loading import changed, check_finite, fetch_config, first_line, reading_weights
+from kdlab.models.loading import changed, check_finite, fetch_config, fetched, first_line, reading_weights, unbuildable
 from kdlab.models.surgery import seeded
 
 IGNORED = -100  # the label of a position that nothing is asked of
@@ -157,16 +157,17 @@ def _new(config: PreTrainedConfig, attention: str, seed: int, dtype: torch.dtype
                 config, attn_implementation=_kernel(config, attention), dtype=dtype, trust_remote_code=False
             )
             return model
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"no model can be built from the config: {first_line(error)}", where="model.config") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, ArithmeticError) as error:
+        raise unbuildable(error) from error
 
 
 def _load_weights(
     source: str, config: PreTrainedConfig, attention: str, revision: str | None, dtype: torch.dtype
 ) -> PreTrainedModel:
+    folder = fetched(source, revision, "weights")
     with reading_weights(source):
         model, info = _auto(config).from_pretrained(
-            source,
+            folder,
             config=config,
             attn_implementation=_kernel(config, attention),
             dtype=dtype,
@@ -174,7 +175,6 @@ def _load_weights(
             weights_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **({"revision": revision} if revision else {}),
         )
     fix = "check that config.json belongs to these weights, and model.config for changed sizes"
     wrong = sorted(info["mismatched_keys"])

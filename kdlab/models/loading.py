@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import ERROR
@@ -16,24 +17,32 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from kdlab.errors import HubError, KdlabError, ModelError
+from kdlab import hub
+from kdlab.errors import ModelError
+from kdlab.hub import Part, What
+
+
+def fetched(source: str, revision: str | None, what: What) -> str:
+    """The folder with a model's files: `source` itself, or where the cache has what is on the Hub.
+
+    Raises HubError or ModelError. What is on the Hub and not in the cache is fetched.
+    """
+    if Path(source).is_dir():
+        return source
+    return str(hub.get(Part("model", source, hub.commit("model", source, revision or "main"), what)))
 
 
 def fetch_config(source: str, revision: str | None) -> PreTrainedConfig:
     """The config of a model on the Hub or in a folder. Raises HubError or ModelError."""
-    local = Path(source).is_dir()
-    if local and not Path(source, "config.json").is_file():
+    if Path(source).is_dir() and not Path(source, "config.json").is_file():
         raise ModelError("this folder has no config.json", where=source, fix="name a folder saved by transformers")
     place = source if revision is None else f"{source} at {revision}"
+    folder = fetched(source, revision, "config")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            source, trust_remote_code=False, **({"revision": revision} if revision else {})
-        )
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return config
     except OSError as error:
-        if local:
-            raise ModelError(f"config.json can't be read: {first_line(error)}", where=source) from error
-        raise hub_error(place, error) from error
+        raise ModelError(f"config.json can't be read: {first_line(error)}", where=place) from error
     except (StrictDataclassError, ValueError, KeyError) as error:
         raise ModelError(
             f"the model's config can't be used: {first_line(error)}",
@@ -86,14 +95,16 @@ def _check_keys(base: PreTrainedConfig, extras: frozenset[str], changes: Mapping
 
 @contextmanager
 def reading_weights(source: str) -> Iterator[None]:
-    """Turn what goes wrong while weights are read into ModelError or HubError.
+    """Turn what goes wrong while weights are read into ModelError.
 
     transformers' own table of weights that are missing or left over is not printed: the caller judges them.
     """
     level = logging.get_verbosity()
     logging.set_verbosity(ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch's, of a file that is refused then
+            yield
     except OSError as error:
         if "does not appear to have a file" in str(error) or "no file named" in str(error):
             raise ModelError(
@@ -101,11 +112,7 @@ def reading_weights(source: str) -> Iterator[None]:
                 where=source,
                 fix="it needs model.safetensors or pytorch_model.bin",
             ) from error
-        if Path(source).is_dir():
-            raise ModelError(
-                f"the weights can't be read: {first_line(error)}", where=source, fix="fetch the model again"
-            ) from error
-        raise hub_error(source, error) from error
+        raise ModelError(f"the weights can't be read: {first_line(error)}", where=source, fix=_again(source)) from error
     except UnpicklingError as error:
         raise ModelError(
             "the weights file holds more than plain tensors and is not opened",
@@ -113,16 +120,37 @@ def reading_weights(source: str) -> Iterator[None]:
             fix="use a checkpoint with model.safetensors",
         ) from error
     except (SafetensorError, ValueError, RuntimeError, EOFError) as error:
-        raise ModelError(
-            f"the weights can't be read: {first_line(error)}", where=source, fix="fetch the model again"
-        ) from error
+        raise ModelError(f"the weights can't be read: {first_line(error)}", where=source, fix=_again(source)) from error
     except (TypeError, LookupError, AttributeError) as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(
-            f"no model can be built from config.json: {said}", where=source, fix="correct it, or fetch the model again"
+            f"no model can be built from config.json and these weights: {said}",
+            where=source,
+            fix=f"correct it, or {_again(source)}",
         ) from error
     finally:
         logging.set_verbosity(level)
+
+
+def _again(source: str) -> str:
+    if Path(source).is_dir():
+        return "fetch the model again"
+    return "compare it with the Hub, and get again what is damaged: `kdlab fetch` with the words of this run"
+
+
+def unbuildable(error: Exception) -> ModelError:
+    """What is wrong with a config from which no model can be made."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return ModelError(
+            "the model of this config does not fit into this machine's memory",
+            where="model.config",
+            fix="check its sizes: hidden_size, num_hidden_layers, intermediate_size, vocab_size",
+        )
+    return ModelError(
+        f"no model can be built from the config: {first_line(error)}",
+        where="model.config",
+        fix="check what model.teacher.config and model.student.config change",
+    )
 
 
 def check_finite(model: PreTrainedModel, source: str) -> None:
@@ -134,14 +162,6 @@ def check_finite(model: PreTrainedModel, source: str) -> None:
                 where=source,
                 fix="use another checkpoint",
             )
-
-
-def hub_error(place: str, error: Exception) -> KdlabError:
-    return HubError(
-        f"the model is not there or can't be fetched: {first_line(error)}",
-        where=place,
-        fix="check the id and the revision; for a private model, log in; offline, only cached models work",
-    )
 
 
 def first_line(error: Exception) -> str:

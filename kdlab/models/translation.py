@@ -24,7 +24,7 @@ from transformers.utils import logging
 from kdlab.errors import ModelError
 from kdlab.models.architectures import longest_input
 from kdlab.models.generator import load_generator
-from kdlab.models.loading import fetch_config, first_line, hub_error
+from kdlab.models.loading import fetch_config, fetched, first_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KERNEL = "sdpa"  # all four have it
@@ -71,18 +71,15 @@ def _refuse_unless(fits: bool, source: str, what: str) -> None:
 
 
 def _tokenizer(source: str, revision: str | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    folder = fetched(source, revision, "tokenizer")
     try:
         with warnings.catch_warnings():
             # Marian's tokenizer asks for it, and never calls what it would be used for.
             warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                source, config=config, trust_remote_code=False, **({"revision": revision} if revision else {})
+                folder, config=config, trust_remote_code=False
             )
             return tokenizer
-    except OSError as error:
-        if not Path(source).is_dir():
-            raise hub_error(source, error) from error
-        raise _broken(source, error) from error
     except Exception as error:  # whatever missing or broken files make sentencepiece or a parser raise
         raise _broken(source, error) from error
 

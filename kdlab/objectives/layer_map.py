@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from kdlab.errors import ConfigError
@@ -61,8 +62,8 @@ def _but_the_last(pairs: Pairs, layer_map: str) -> Pairs:
 
 def _parse(text: object) -> tuple[int, int] | None:
     """(student layer, teacher layer) of "1-2"; None if it is not of that form."""
-    left, dash, right = str(text).strip().partition("-")
-    return (int(left), int(right)) if dash and left.isdecimal() and right.isdecimal() else None
+    found = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", str(text).strip())
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _given(pairs: Sequence[str], student_layers: int, teacher_layers: int) -> Pairs:

@@ -276,7 +276,7 @@ class _Run:
             usage = payload.get("usage") or {}
             tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
             finish, model = choice.get("finish_reason"), payload.get("model")
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             raise malformed(text, key=self.key) from None
         if not isinstance(said, str):
             raise Passing("an answer whose text is no text", billed=True)

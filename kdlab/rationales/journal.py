@@ -1,10 +1,12 @@
 """The journal of paid answers: one JSON line each, appended and synced to disk before anything else happens with it.
 
 A line holds `key`, `time` (UTC), `request` (all that the answer depends on, see `key_of`), `completion` (text,
-finish_reason, the model as the server named it) and `usage` (tokens). No key and no header is ever written.
+finish_reason, the model as the server named it), `usage` (tokens) and `sha256`, the line's own checksum, which those of
+older versions lack. No key and no header is ever written.
 
 A line that a kill or a full disk tore is the last one and has no line end: it is cut off when the journal is opened
-again, so that at most the answers that were on their way are asked anew. A damaged line elsewhere is an error.
+again, so that at most the answers that were on their way are asked anew. A damaged line elsewhere is an error: whether
+it can be mended, or is worth its price once more, is for the user to say.
 """
 
 from __future__ import annotations
@@ -20,10 +22,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kdlab.errors import StoreError
+from kdlab.integrity import SEAL, parsed, sealed, unsealed
 from kdlab.rationales.completion import Completer, Completion, Done, Progress, Report, Request
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+
+MEND = (
+    "Look at the line. If it can be mended, take its sha256 out as well; if not, delete it: its request is then asked, "
+    "and paid for, again."
+)
 
 
 def key_of(
@@ -131,7 +140,7 @@ class Journal:
                 "completion_tokens": completion.completion_tokens,
             },
         }
-        line = json.dumps(entry).encode("ascii") + b"\n"
+        line = sealed(entry).encode("ascii")
         try:
             self._write(line)
         except OSError as error:
@@ -172,10 +181,7 @@ class Journal:
                     if not whole:
                         break
                     raise StoreError(
-                        f"The journal of answers is damaged: {error}.",
-                        where=f"{self.path}, line {number}",
-                        fix="Look at the line. If it can't be mended, delete it: its request is then asked, "
-                        "and paid for, again.",
+                        f"The journal of answers is damaged: {error}.", where=f"{self.path}, line {number}", fix=MEND
                     ) from None
                 self._places.setdefault(key, (self._end, len(line)))
                 self._end += len(line)
@@ -201,12 +207,30 @@ class Journal:
         )
 
 
+def damaged_lines(path: Path) -> list[str]:
+    """Of a journal that nobody has open: what is wrong with it, one text a line. Raises OSError."""
+    found = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip(b" \r\n") and line.endswith(b"\n"):
+                    _parse(line)
+            except ValueError as error:
+                found.append(f"line {number}: {error}")
+    return found
+
+
 def _parse(line: bytes) -> tuple[str, Completion]:
     """A line's key and answer. Keys that are not known here are ignored; ValueError if one that is needed is absent."""
     try:
-        entry = json.loads(line)
+        entry = parsed(line)
     except ValueError:
         raise ValueError("this line is no JSON") from None
+    try:
+        if isinstance(entry, dict) and SEAL in entry:
+            entry = unsealed(line.decode("ascii").rstrip("\r\n") + "\n")
+    except ValueError:
+        raise ValueError("this line is not as it was written") from None
     try:
         key, answer, usage = entry["key"], entry["completion"], entry.get("usage") or {}
         completion = Completion(

@@ -8,6 +8,7 @@ src/data/completion_dataset.py:4-27); it lies in completion_data/B_<base model>_
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,21 +159,32 @@ def select(
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
     except OSError as error:
         raise _broken(file, f"it can't be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise _broken(file, f"byte {error.start} is no UTF-8") from None
     except json.JSONDecodeError as error:
         raise _broken(file, f"it is no JSON: {error.msg}, line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists without end
+        raise _broken(file, f"it can't be read: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("metadata"), dict) or "data" not in content:
         raise _broken(file, 'it has no "metadata" and "data"')
     return content
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values of one key, JSON's reader would take the last and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in found if names.count(name) > 1)[:60]!r} is there twice")
+    return found
+
+
 def _sample_index(file: Path, name: str) -> int:
-    if not (name.isascii() and name.isdigit()):
-        raise _broken(file, f"the key {name!r} of its data is no sample_index")
+    if not re.fullmatch(r"0|[1-9][0-9]{0,17}", name):
+        raise _broken(file, f"the key {name[:60]!r} of its data is no sample_index")
     return int(name)
 
 

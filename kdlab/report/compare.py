@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from kdlab import provenance
-from kdlab.artifacts import disk_errors, write_text
+from kdlab.artifacts import Damaged, disk_errors, write_text
 from kdlab.checks import suggest
 from kdlab.data.answers import bootstrap
 from kdlab.data.languages import ORIGINAL
@@ -578,6 +578,8 @@ def _tables_of(run: Run, store: str | Path | None) -> list[Table] | str:
         return f"{run.metric} is not computed again"
     try:
         found = load(run.record, store, split=run.split)
+    except Damaged as problem:
+        return problem.what
     except StoreError:
         return "the predictions are not in the store, or can't be read (--store FOLDER names another)"
     mode = run.result["inference"]["mode"] if "inference" in run.result else ""

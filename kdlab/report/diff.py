@@ -171,6 +171,7 @@ def _facts(record: Record, graph: Sequence[Mapping[str, Any]], store: str | Path
         if "source" not in stage["values"] or not (folder / "facts.json").is_file():
             continue
         try:
+            record.whole(stage["artifact"], store)
             facts = read_json(folder / "facts.json")
         except StoreError:
             continue

@@ -60,7 +60,8 @@ def load(record: Record, store: str | Path | None = None, *, split: str | None =
     if label == SCORED:
         return _of_samples(record, folder)
     stage = next((one for one in record.graph if one["label"] == label), None)
-    tables = {} if stage is None else _tables([record.store(store) / name for name in stage["inputs"].values()])
+    inputs = [] if stage is None else [record.whole(name, store) for name in stage["inputs"].values()]
+    tables = _tables([folder for folder in inputs if folder is not None])
     found: dict[Asked, Predictions] = {}
     for file in sorted(folder.glob("predictions-*.jsonl")):
         name = file.stem.removeprefix("predictions-")

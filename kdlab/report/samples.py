@@ -74,7 +74,10 @@ def load(folder: Path, store: str | Path | None = None) -> list[Sample]:
             fix="give a run of a reasoning method (ft_cot, ft_answer, zs, ...); `kdlab analyze` looks at others",
         )
     name = (record.finished.get("artifacts") or {}).get(SCORED)
-    artifact = Store(root).find(name) if name else None
+    shelf = Store(root)
+    if name:
+        shelf.refuse_damaged(name, thorough=False)
+    artifact = shelf.find(name) if name else None
     if artifact is None:
         raise StoreError(
             f"the samples are no longer in the store: {name}" if name else f"the result names no {SCORED}",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdlab.artifacts import read_json
 from kdlab.config import Tracking
 from kdlab.engine.metrics_log import MetricsLog
 from kdlab.engine.tracking import Tracker, key_configured
@@ -99,7 +99,7 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Any]:
 def _identity(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
+        identity = read_json(path)
         return {key: identity[key] for key in IDENTITY}
     except (OSError, ValueError, KeyError, TypeError) as problem:
         reason = f"no {problem} in it" if isinstance(problem, KeyError) else str(problem)
@@ -124,7 +124,7 @@ def _by_step(points: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, dict[st
 def _summary(folder: Path) -> dict[str, Any] | None:
     """The numbers of the result; None: an interrupted run has none yet."""
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = read_json(folder / "result.json")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as problem:

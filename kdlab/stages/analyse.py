@@ -21,8 +21,8 @@ from kdlab.context import Context
 from kdlab.data.batches import EncodedSplit
 from kdlab.data.metrics import score
 from kdlab.engine import device
-from kdlab.engine.metrics_log import MetricsLog
 from kdlab.errors import ConfigError, TrainingError
+from kdlab.integrity import kept_lines, sealed
 from kdlab.models.taps import Tap, Tapped, Views, available
 from kdlab.objectives.layer_map import layer_pairs
 from kdlab.objectives.logits import hard_label
@@ -449,9 +449,12 @@ def weights_restored(model: nn.Module) -> Iterator[Weights]:
 
 def measured(context: Context, cases: Sequence[T], measure: Callable[[T], dict[str, float]]) -> list[dict[str, float]]:
     """What `measure` gives for each case; those that an interrupted attempt has measured are taken from `work`."""
-    log = MetricsLog(context.work / "measured.jsonl")
+    file = context.work / "measured.jsonl"
     context.work.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, float]] = MetricsLog.read(log.path)[: len(cases)]
+    lines, damage = kept_lines(file)
+    found: list[dict[str, float]] = lines[: len(cases)]
+    if damage is not None:
+        context.note(f"damaged: {damage}; what follows is measured again")
     for case in cases[len(found) :]:
         one = measure(case)
         if not np.isfinite(one["loss"]):
@@ -460,7 +463,8 @@ def measured(context: Context, cases: Sequence[T], measure: Callable[[T], dict[s
                 where=str(context.out),
                 fix="look at a smaller part of the surface: --span 0.1",
             )
-        log.append(one)
+        with open(file, "a", encoding="utf-8") as log:
+            log.write(sealed(one))
         found.append(one)
         context.show({"step": len(found), "steps": len(cases), **one})
     return found

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from kdlab.context import Context
 from kdlab.data.prompts import Style, read_exemplars
 from kdlab.engine import device
 from kdlab.engine.progress import duration
-from kdlab.errors import DataError
+from kdlab.integrity import kept_lines, sealed
 from kdlab.models.writing import generate
 from kdlab.stages.completions import Row, asked_rows, record, write_records
 from kdlab.stages.generation import (
@@ -56,15 +55,15 @@ def answer(
     rows = asked_rows(ctx, questions, shots, overlap=answering["overlap"])
     loaded, tokenizer = _open(ctx, student, model)
     shape = Style(**style)
-    done = _Kept(ctx.work / "answers.jsonl")
+    done = _Kept(ctx.work / "answers.jsonl", ctx.note)
     batch = ctx.hardware.eval_batch
     todo = [row for row in rows if row["id"] not in done.records]
     if done.records:
         ctx.note(f"continues after {len(done.records)} of {len(rows)} answers")
     started = shown = time.monotonic()
-    tokens = 0
     for start in range(0, len(todo), CHUNK_BATCHES * batch):
         chunk = todo[start : start + CHUNK_BATCHES * batch]
+        began = time.monotonic()
         found = answer_questions(
             loaded,
             tokenizer,
@@ -77,12 +76,16 @@ def answer(
             batch_size=batch,
             unmasked_left_pad=answering["unmasked_left_pad"],
         )
-        tokens += sum(_tokens(one) for one in found)
-        done.add([{**_record(row, one), "cut": one.cut} for row, one in zip(chunk, found, strict=True)])
+        each = (time.monotonic() - began) / len(chunk)
+        done.add(
+            [
+                {**_record(row, one), "cut": one.cut, "tokens": _tokens(one), "seconds": each}
+                for row, one in zip(chunk, found, strict=True)
+            ]
+        )
         if time.monotonic() - shown > SHOWN_EVERY:
             shown = time.monotonic()
             ctx.note(f"      {ctx.stage} {len(done.records)}/{len(rows)}: {duration(shown - started)}")
-    seconds = time.monotonic() - started
     if done.cut:
         ctx.warn(cut_warning(len(done.cut), len(rows), answering["max_prompt"]))
     name = str((model or {}).get("id") or "student")
@@ -93,9 +96,9 @@ def answer(
     )
     ctx.facts["rows"] = {"test": len(rows)}
     ctx.facts["answers"] = {
-        "tokens": tokens,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / max(seconds, 1e-9), 3),
+        "tokens": done.tokens,
+        "seconds": round(done.seconds, 3),
+        "tokens_per_second": round(done.tokens / max(done.seconds, 1e-9), 3),
     }
 
 
@@ -131,37 +134,33 @@ def _record(row: Row, one: Answered) -> Row:
 
 
 class _Kept:
-    """Answers that an interrupted stage gave already, and whose prompts were cut; a torn last line is dropped."""
+    """All answers, an interrupted attempt's too: whose prompts were cut, how many tokens they have, how long they took.
 
-    def __init__(self, file: Path) -> None:
+    A torn last line is dropped, and so is all from a damaged line on, which is told: it is answered again.
+    """
+
+    def __init__(self, file: Path, tell: Callable[[str], None]) -> None:
         self.file = file
         self.records: dict[int, Row] = {}
         self.cut: set[int] = set()
-        whole = 0
-        if file.exists():
-            for line in file.read_bytes().split(b"\n")[:-1]:
-                try:
-                    one = json.loads(line)
-                except ValueError as error:
-                    raise DataError(
-                        "The answers of an interrupted attempt are damaged.",
-                        where=str(file),
-                        fix="Remove this file: the questions are asked again.",
-                    ) from error
-                self._keep(one)
-                whole += len(line) + 1
-            with open(file, "r+b") as kept:
-                kept.truncate(whole)
+        self.tokens, self.seconds = 0, 0.0
+        lines, damage = kept_lines(file)
+        for one in lines:
+            self._keep(one)
+        if damage is not None:
+            tell(f"damaged: {damage}; the questions from there on are asked again")
 
     def add(self, records: list[Row]) -> None:
         with open(self.file, "a", encoding="utf-8") as file:
             for one in records:
-                file.write(json.dumps(one) + "\n")
+                file.write(sealed(one))
                 self._keep(one)
 
     def _keep(self, one: Row) -> None:
         if one.pop("cut", False):
             self.cut.add(one["sample_index"])
+        self.tokens += one.pop("tokens", 0)
+        self.seconds += one.pop("seconds", 0.0)
         self.records[one["sample_index"]] = one
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdlab.artifacts import write_json
+from kdlab.artifacts import read_json, write_json
 from kdlab.context import Context
 from kdlab.data.prompts import Style, fit_exemplars, prompt, read_exemplars, target
 from kdlab.errors import DataError
@@ -60,8 +60,8 @@ def finetune_endpoint(
     tuned = tuner.tune(
         file,
         size,
-        json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {},
-        lambda known: write_json(notes, known),
+        _noted(notes, ctx.note),
+        lambda known: write_json(notes, known, seal=True),
     )
     write_json(ctx.out / "model.json", asdict(tuned))
     ctx.facts.update(
@@ -71,6 +71,17 @@ def finetune_endpoint(
         trained_tokens=tuned.trained_tokens,
         usd=None if tuned.trained_tokens is None else training_cost(tuned.trained_tokens, tuner.price),
     )
+
+
+def _noted(notes: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What an interrupted attempt has noted of its job. If that is damaged the endpoint is asked for the job."""
+    try:
+        return dict(read_json(notes))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        tell(f"damaged: {notes}: {error}; the endpoint is asked whether it has the job")
+        return {}
 
 
 def _export(file: Path, rows: Sequence[Row], style: Style, *, api: str) -> Size:

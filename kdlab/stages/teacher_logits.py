@@ -15,6 +15,7 @@ from kdlab.data.batches import EncodedSplit
 from kdlab.engine import device
 from kdlab.engine.progress import duration
 from kdlab.errors import DataError
+from kdlab.integrity import checksum
 from kdlab.models.taps import Tapped
 from kdlab.stages.encoder import TaskData, on, saved_model
 from kdlab.stages.steps import TEACHER_LOGITS
@@ -52,11 +53,14 @@ def _answered(
 ) -> np.ndarray:
     """Logits [rows, C] in the order of the rows."""
     size, place = context.hardware.eval_batch, next(model.parameters()).device
-    kept = context.work / f"{name}.safetensors"
     logits, done = np.zeros((len(split), task.num_labels), dtype=np.float32), 0
-    if kept.is_file():
+    for kept in context.work.glob(f"{name}-*.safetensors"):
+        if not kept.stem.endswith(f"-{checksum(kept)}"):
+            context.note(f"damaged: {kept}: it is not as it was written; its rows are computed again")
+            continue
         found = load_file(kept)
-        logits, done = found["logits"], int(found["done"][0])
+        if int(found["done"][0]) > done:
+            logits, done = found["logits"], int(found["done"][0])
     batches = task.batches(split, batch_size=size, seed=0, shuffle=False, pad_to_max=pad_to_max)
     start = len(batches) if done == len(split) else done // size
     started = shown = saved = time.monotonic()
@@ -65,7 +69,7 @@ def _answered(
             logits[batch["index"].numpy()] = model(on(place, batch)).logits.float().cpu().numpy()
         done, now = min((number + 1) * size, len(split)), time.monotonic()
         if done == len(split) or now - saved >= context.hardware.checkpoint_seconds:
-            _keep(kept, logits, done)
+            _keep(context.work / name, logits, done)
             saved = now
         if now - shown > SHOWN_EVERY:
             context.note(f"      {context.stage} {name} {done}/{len(split)}: {duration(now - started)}")
@@ -73,11 +77,18 @@ def _answered(
     return logits
 
 
-def _keep(path: Path, logits: np.ndarray, done: int) -> None:
-    """done: of the rows in the order in which they are read, the longest first."""
-    scratch = path.with_suffix(".tmp")
+def _keep(place: Path, logits: np.ndarray, done: int) -> None:
+    """Write what is there to <place>-<checksum>.safetensors, and remove the one before.
+
+    done: of the rows in the order in which they are read, the longest first.
+    """
+    scratch, before = place.with_suffix(".tmp"), list(place.parent.glob(f"{place.name}-*.safetensors"))
     save_file({"logits": logits, "done": np.array([done])}, scratch)
-    os.replace(scratch, path)
+    kept = place.with_name(f"{place.name}-{checksum(scratch)}.safetensors")
+    os.replace(scratch, kept)
+    for old in before:
+        if old != kept:
+            old.unlink()
 
 
 class TaughtData(TaskData):

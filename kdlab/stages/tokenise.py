@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kdlab.context import Context
-from kdlab.errors import DataError, HubError, ModelError
+from kdlab.errors import DataError, ModelError
+from kdlab.models.loading import fetched
 from kdlab.stages.prepare import read_table, write_table
 
 CHUNK = 20_000  # rows a call, so that the encodings of a large split are never all in memory
@@ -62,7 +63,7 @@ def tokenise(
     fast.backend_tokenizer.no_truncation()
     fast.backend_tokenizer.no_padding()
     if partner is not None:
-        _compare(fast, _pretrained(partner), train[0])
+        _compare(fast, _pretrained(partner), [*train, *tables.values()][0])
     fast.save_pretrained(ctx.out / "tokenizer")
     facts: dict[str, Any] = {
         "tokens": {},
@@ -139,20 +140,14 @@ def load_tokenizer(tokenizer: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     name = str(tokenizer.get("path") or tokenizer["id"])
     revision = tokenizer.get("revision")
     where = name + (f", revision {revision}" if revision else "")
-    local = Path(name).is_dir()
-    if tokenizer.get("path") and not local:
+    if tokenizer.get("path") and not Path(name).is_dir():
         raise ModelError("The tokenizer's folder does not exist.", where=where, fix="Check the model's id.")
+    folder = fetched(name, revision, "tokenizer")
     try:
-        fast = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        fast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except OSError as error:
         said = str(error).strip().splitlines()[0]
-        if local:
-            raise ModelError(f"The folder holds no tokenizer: {said}", where=where) from error
-        raise HubError(
-            f"The Hub has no such tokenizer, or can't be reached: {said}",
-            where=where,
-            fix="Check the model's id and revision, the network, HF_ENDPOINT and HF_HUB_OFFLINE.",
-        ) from error
+        raise ModelError(f"There is no tokenizer: {said}", where=where) from error
     except Exception as error:  # whatever broken files make a parser raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -172,11 +167,11 @@ def load_tokenizer(tokenizer: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def _compare(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, train: pa.Table) -> None:
-    """Refuse two tokenizers that give different ids: on the vocabulary, and on the first training texts."""
+def _compare(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, rows: pa.Table) -> None:
+    """Refuse two tokenizers that give different ids: on the vocabulary, and on the first texts of these rows."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     different = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    texts = train["text_a"].slice(0, COMPARED).to_pylist()
+    texts = rows["text_a"].slice(0, COMPARED).to_pylist()
     if not different:
         different = [text for text in texts if student.encode(text) != teacher.encode(text)]
     if different:

@@ -191,6 +191,8 @@ def _json_rows(file: Path, lines: Iterable[str]) -> Iterator[Row]:
         values = [row.get(name) for name in ("target", "source_language", "target_language")]
         if not all(isinstance(value, str | None) for value in values):
             raise _broken(file, f"target and the languages of line {number} are not text or null")
+        if re.search("[\ud800-\udfff]", f"{row['source']}{row['target']}"):
+            raise _broken(file, f"line {number} holds half of a surrogate pair")
         yield Row(row["source"], *values)
 
 

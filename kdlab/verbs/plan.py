@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def main(words: list[str]) -> int:
     from rich.console import Console
 
-    from kdlab import compose
+    from kdlab import compose, hub, supplies
     from kdlab.artifacts import Store
     from kdlab.execution import requests
     from kdlab.graph import Graph
@@ -47,6 +47,9 @@ def main(words: list[str]) -> int:
         console.print(line, markup=False, soft_wrap=True)
     for note in dict.fromkeys(pinned.note for pinned in pins().known.values() if pinned.note):
         console.print(f"unpinned: {note}", markup=False, soft_wrap=True)
+    if hub.offline():
+        for line in supplies.lacking(supplies.to_run(whole, store, run.fresh)):
+            console.print(f"not in the cache: {line}", markup=False, soft_wrap=True)
     console.print("~ is an estimate, or known only when the data is prepared", soft_wrap=True)
     return 0
 

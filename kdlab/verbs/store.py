@@ -12,14 +12,16 @@ def main(words: list[str]) -> int:
     arguments = parser("store", "Look after the artifacts.")
     arguments.add_argument("action", choices=["ls", "verify", "prune"])
     arguments.add_argument("--store", default="outputs/artifacts")
-    arguments.add_argument("--outputs", default="outputs", help="prune keeps what the runs below it are made of")
+    arguments.add_argument(
+        "--outputs", default=["outputs"], nargs="+", metavar="DIR", help="prune keeps what the runs below are made of"
+    )
     arguments.add_argument("--older-than", type=float, default=0.0, metavar="DAYS")
     arguments.add_argument("--yes", action="store_true", help="prune: remove; without it only say what would go")
     given = arguments.parse_args(words)
 
     from rich.console import Console
 
-    from kdlab.artifacts import Store
+    from kdlab.artifacts import AGAIN, Store
 
     shelf, console = Store(given.store), Console(highlight=False)
     if given.action == "ls":
@@ -28,28 +30,43 @@ def main(words: list[str]) -> int:
         console.print(store_table(shelf))
         return 0
     if given.action == "verify":
+        from kdlab.rationales.journal import MEND, damaged_lines
+
         damage = shelf.verify()
-        for line in damage:
+        journals = [
+            f"{file.relative_to(shelf.root)}: {line}"
+            for file in sorted((shelf.root / "journals").glob("*.jsonl"))
+            for line in damaged_lines(file)
+        ]
+        for line in [*damage, *journals]:
             console.print(f"damaged: {line}", markup=False, soft_wrap=True)
-        console.print(f"{len(shelf.artifacts())} artifacts, {len(damage)} damaged files")
+        console.print(f"{len(shelf.artifacts())} artifacts, {len(damage) + len(journals)} damaged files")
         if damage:
-            console.print("fix: remove the artifact's folder; the next run that needs it makes it again")
-        return 2 if damage else 0
+            console.print(f"fix: {AGAIN}", markup=False, soft_wrap=True)
+        if journals:
+            console.print(f"fix: {MEND}", markup=False, soft_wrap=True)
+        return 2 if damage or journals else 0
     from kdlab.rundir import used_artifacts
 
-    if not Path(given.outputs).is_dir() and shelf.artifacts():
-        raise StoreError(
-            f"there is no folder {given.outputs}, so every artifact would look unused",
-            where="--outputs",
-            fix="give the folder that holds your runs/ and sweeps/; an empty one to keep nothing",
-        )
+    folders = [Path(folder) for folder in given.outputs]
+    for folder in folders:
+        if not folder.is_dir() and shelf.artifacts():
+            raise StoreError(
+                f"there is no folder {folder}, so what its runs are made of would look unused",
+                where="--outputs",
+                fix="give the folders that hold your runs/ and sweeps/; an empty one to keep nothing",
+            )
     if given.yes and shelf.busy():
         raise StoreError(
             "a run is in progress on this store: what it reads must stay",
             where=str(shelf.root),
             fix="wait until it has ended; without --yes you see what would go",
         )
-    chosen = shelf.prune(used_artifacts(Path(given.outputs)), older_than_days=given.older_than, remove=given.yes)
+
+    def used() -> set[str]:
+        return {name for folder in folders for name in used_artifacts(folder)}
+
+    chosen = shelf.prune(used(), older_than_days=given.older_than, remove=given.yes, meanwhile=used)
     for name, size in chosen:
         console.print(f"{'removed' if given.yes else 'unused'}  {name}  {size / 1e6:.1f} MB")
     total = sum(size for _, size in chosen) / 1e6

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from kdlab.compose import Composition, Job
     from kdlab.config import Run
     from kdlab.graph import Graph
+    from kdlab.hub import File, Part
 
 
 def main(words: list[str]) -> int:
@@ -48,10 +51,21 @@ def train_one(run: Run, overrides: list[str]) -> int:
     from kdlab.rundir import RunDirectory, default_name
 
     graph = plan(run, pins())
-    pins().require(run, graph)
+    have_supplies(run, graph, overrides)
     run.name = run.name or default_name(run, graph)
     folder = RunDirectory(Path(run.outputs) / "runs" / run.name, run, graph, group=None, overrides=overrides)
     return execute(folder, renewed=set())
+
+
+def have_supplies(run: Run, graph: Graph, overrides: list[str]) -> None:
+    """Fetch what the run reads of the Hub, before anything starts; offline, say all that is lacking."""
+    from kdlab import supplies
+
+    def tell(part: Part, file: File) -> None:
+        if first_process():
+            print(supplies.line_of(part, file), flush=True)
+
+    supplies.require(run, graph, pins(), command=shlex.join(["kdlab", "fetch", *overrides]), tell=tell)
 
 
 def train_together(job: Job) -> int:
@@ -98,7 +112,7 @@ def train_job(
     folder = sweep / name
     try:
         graph = plan(run, pins())
-        pins().require(run, graph)
+        have_supplies(run, graph, overrides)
         run.name = name
         directory = RunDirectory(folder, run, graph, group=sweep.name, overrides=overrides)
         finished = agreed(directory.result() is not None and not run.fresh, run.hardware)
@@ -155,9 +169,10 @@ def train_sweep(composition: Composition, words: list[str]) -> int:
     console = Console(highlight=False)
     folder = sweep.folder_of(composition.jobs)
     graphs = refuse_bad_plans(composition)
+    warn_of_lacking(composition.jobs, graphs, words)
     numbers, errors = left_to_do(composition.jobs, graphs, folder, quiet=console.is_terminal)
     at_once = sweep.at_once(launcher, len(numbers))
-    sweep.announce(folder, composition.jobs, words)
+    sweep.announce(folder, composition.jobs, words, graphs)
     jobs = sweep.placed(composition.jobs, at_once)
     board = sweep.Board(folder, [job.name for job in jobs], console)
     names = {tuple(job.overrides): job.name for job in jobs}
@@ -180,6 +195,29 @@ def train_sweep(composition: Composition, words: list[str]) -> int:
             launch = partial(compose.launch_elsewhere, words, folder=folder)
             codes |= sweep.do_elsewhere(crew, launcher, numbers, launch)
     return report_sweep(jobs, folder, [codes[number] for number in range(len(jobs))], errors, console)
+
+
+def warn_of_lacking(jobs: Sequence[Job], graphs: Mapping[str, Graph], words: Sequence[str]) -> None:
+    """Offline, all that jobs lack of the Hub, once; HubError if none of them can run."""
+    from kdlab import hub, supplies
+    from kdlab.artifacts import Store
+
+    if not hub.offline():
+        return
+    lines: dict[str, None] = {}
+    stopped = 0
+    for job in jobs:
+        if (graph := graphs.get(job.name)) is not None:
+            stages = supplies.to_run(graph, Store(job.run.store), job.run.fresh)
+            own = [*pins().lacking(job.run, graph), *supplies.lacking(stages)]
+            lines |= dict.fromkeys(own)
+            stopped += bool(own)
+    if not lines:
+        return
+    error = hub.missing(list(lines), shlex.join(["kdlab", "fetch", *words]))
+    if stopped == len(jobs):
+        raise error
+    print(f"warning: {stopped} of {len(jobs)} jobs can't run: {error}", file=sys.stderr)
 
 
 def left_to_do(
@@ -219,10 +257,10 @@ def train_across_machines(composition: Composition, words: list[str]) -> int:
 
     from kdlab import compose, sweep
 
-    refuse_bad_plans(composition)
+    graphs = refuse_bad_plans(composition)
     folder = sweep.folder_of(composition.jobs)
     if first_process():
-        sweep.announce(folder, composition.jobs, words)
+        sweep.announce(folder, composition.jobs, words, graphs)
     names = {tuple(job.overrides): job.name for job in composition.jobs}
     codes = compose.launch(words, partial(train_job, sweep=folder, names=names, renewed=set()), composition)
     if not first_process():

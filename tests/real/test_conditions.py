@@ -194,7 +194,7 @@ def test_with_a_limit_only_the_first_file_is_fetched(work: Path) -> None:
         ("no_column", ["DataError", "no column 'txt'", "Did you mean 'text'"]),
         ("no_split", ["DataError", "no split 'dev'", "['train']"]),
         ("no_config", ["DataError", "no configuration '20231101.de'", "20231101.en"]),
-        ("no_repository", ["HubError", "wikimedia/wikipedie", "doesn't exist"]),
+        ("no_repository", ["HubError", "no such data set wikimedia/wikipedie"]),
         ("no_text", ["DataError", "'links' holds no text but list", "row 0"]),
     ],
 )

@@ -177,7 +177,7 @@ def test_dev_cut_from_train(facts: dict[str, dict[str, Any]]) -> None:
         ("column", ["DataError", "no column 'sentence'", "Did you mean 'sentence"]),
         ("no_config", ["DataError", "several configurations", "'rte'", "task.source.config"]),
         ("revision", ["HubError", "nope", "nyu-mll/glue"]),
-        ("absent", ["HubError", "nyu-mll/glu", "doesn't exist"]),
+        ("absent", ["HubError", "no such data set nyu-mll/glu"]),
     ],
 )
 def test_clear_messages(facts: dict[str, dict[str, Any]], name: str, parts: list[str]) -> None:

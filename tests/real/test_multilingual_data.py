@@ -259,7 +259,7 @@ def test_several_trained_languages(facts: Facts) -> None:
         ("xnli_arabic_test", ["DataError", "Language 'ar'", "no configuration 'ar'", "Leave ar out of task.languages"]),
         (
             "folder",
-            ["DataError", "no folder 'klingon'", "arabic, english", "task.source.data_dir", "refs/convert/parquet"],
+            ["DataError", "no folder 'klingon'", "arabic, english", "task.source.data_dir", "revision "],
         ),
         ("inner_folder", ["DataError", "no folder 'english/nope'", "english/test, english/train, english/validation"]),
         (
