@@ -1,0 +1,61 @@
+"""A short round of `scripts/fuzz.py`: damaged files of every kind, the same ones on every machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from kdlab.errors import DataError
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz.py"
+FILES = 100  # of each kind
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fuzz"] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz = load()
+
+
+@pytest.mark.parametrize("target", fuzz.TARGETS, ids=[target.name for target in fuzz.TARGETS])
+def test_damaged_files_are_read_or_refused(target: Any, tmp_path: Path) -> None:
+    rng, valid = random.Random(f"test {target.name}"), target.valid()
+    assert fuzz.trouble(target, valid, tmp_path) is None
+    target.read(tmp_path / target.file)  # so that it is not refused
+    for number in range(FILES):
+        content = fuzz.mutated(valid, rng)
+        assert fuzz.trouble(target, content, tmp_path) is None, (number, content)
+
+
+def test_what_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge itself: another exception, a record that is not there, and a reader that does not come back."""
+
+    def told(read: Any, strict: Any = lambda content, found: None) -> str | None:
+        return fuzz.trouble(fuzz.Target("x", "a.json", lambda: b"{}", read, strict), b"{}", tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise DataError("no")
+
+    def differ(content: bytes, found: Any) -> None:
+        fuzz.demand(json.loads(content) == found, "another object")
+
+    assert told(lambda path: json.loads(path.read_text()), differ) is None
+    assert told(refuse) is None
+    assert "KeyError in test_fuzz.py" in str(told(lambda path: {}["a"]))
+    assert told(lambda path: {"a": 1}, differ) == "silently wrong: Wrong: another object"
+    monkeypatch.setattr(fuzz, "LIMIT", 1)
+    assert told(lambda path: time.sleep(5)) == "takes more than 1 s"

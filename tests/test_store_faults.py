@@ -1,0 +1,364 @@
+"""Full and read-only disks, folders of others, memory that runs out, no locks to be had; and what prune keeps."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.util
+import itertools
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kdlab import artifacts, compose, sweep
+from kdlab.artifacts import MANIFEST, Store, disk_errors, write_json
+from kdlab.engine import loop
+from kdlab.errors import StoreError, TrainingError
+from kdlab.graph import Graph, Stage
+from kdlab.rundir import used_artifacts
+from lab import TINY, Lab, run_folder
+
+RUN = f"method=ft {TINY}"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "disk.py"
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def disk() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("disk", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["disk"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def whole(disk: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that met no fault."""
+    place: Path = tmp_path_factory.mktemp("whole")
+    assert disk.train(place, RUN.split()) == (0, "")
+    return place
+
+
+@contextmanager
+def mounted(disk: ModuleType, place: Path) -> Iterator[Path]:
+    try:
+        with disk.disk(place) as found:
+            yield found
+    except disk.NoMount as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+
+
+# disks
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits"),
+    [
+        ("bytes", [f"size={size}k" for size in range(4, 3000, 160)]),
+        ("files", [f"size=1g,nr_inodes={count}" for count in range(2, 300, 14)]),
+    ],
+)
+def test_a_disk_that_is_full_again_and_again(
+    disk: ModuleType, whole: Path, tmp_path: Path, kind: str, limits: list[str]
+) -> None:
+    with mounted(disk, tmp_path / kind) as place:
+        found = disk.filled(place, [*RUN.split(), "hardware.checkpoint_seconds=0"], iter(limits), disk.state(whole))
+        assert found.wrong == [] and found.attempts >= 4
+        assert Store(place / "artifacts").unfinished() == []
+
+
+def test_a_disk_that_became_read_only(disk: ModuleType, whole: Path, tmp_path: Path) -> None:
+    with mounted(disk, tmp_path / "disk") as place:
+        disk.resize(place, "size=1g")
+        shutil.copytree(whole, place, dirs_exist_ok=True)
+        before = disk.state(place)
+        disk.resize(place, "ro")
+        for more in ([], ["method.student.lr=0.002"]):
+            code, said = disk.train(place, [*RUN.split(), *more])
+            assert code == 2 and said.count("error: ") == 1
+            assert "Read-only file system" in said and "point `store=` and `outputs=` at a place" in said
+        disk.resize(place, "rw")
+        assert disk.train(place, RUN.split()) == (0, "") and disk.state(place) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_folders_of_somebody_else(lab: Lab, whole: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:  # pytest's own are closed to others
+        place = Path(scratch)
+        place.chmod(0o755)
+        shutil.copytree(whole, place / "kept")
+        (place / "open").mkdir()
+        (place / "open").chmod(0o777)
+        before = {path: path.stat().st_mtime_ns for path in (place / "kept").rglob("*")}
+        cases = [(0o755, "kept", "open"), (0o755, "open", "kept"), (0o755, "kept", "kept"), (0o700, "kept", "open")]
+        for mode, store, outputs in cases:
+            (place / "kept").chmod(mode)
+            os.seteuid(NOBODY)
+            try:
+                done = lab.command(f"train {RUN} store={place / store / 'artifacts'} outputs={place / outputs}")
+            finally:
+                os.seteuid(0)
+            assert done.code == 2 and done.err.count("error: ") == 1, (store, outputs, done)
+            assert "Permission denied" in done.err and "make it readable" in done.err
+        assert {path: path.stat().st_mtime_ns for path in (place / "kept").rglob("*")} == before
+
+
+# memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+)
+def test_memory_that_runs_out_is_said(tmp_path: Path, error: Exception) -> None:
+    failed = pytest.raises(TrainingError, match="stage 'x' failed: memory ran out")
+    with failed as caught, disk_errors("stage 'x'", tmp_path):
+        raise error
+    assert "hardware.micro_batch" in str(caught.value.fix) and "last checkpoint" in str(caught.value.fix)
+
+
+def test_a_run_without_memory_goes_on_when_there_is_some(
+    disk: ModuleType, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*RUN.split(), "hardware.checkpoint_seconds=0"]
+    train_step, steps = loop._Trainer.train_step, itertools.count()
+
+    def short(self: Any, *given: Any) -> None:
+        if next(steps) == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        train_step(self, *given)
+
+    monkeypatch.setattr(loop._Trainer, "train_step", short)
+    code, said = disk.train(tmp_path, words)
+    assert code == 2 and said.startswith("error: stage 'student' failed: memory ran out")
+    assert disk.train(tmp_path, words) == (0, "") and disk.state(tmp_path) == disk.state(whole)
+    assert "continues at step 2" in (run_folder(tmp_path) / "console.log").read_text()
+
+
+# locks
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_LOCKABLE", set())
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, None])
+def test_a_file_system_without_locks_is_refused(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    """number: what it says to a lock; None: it gives it to everybody."""
+
+    def flock(file: Any, how: int) -> None:
+        if number is not None and how != fcntl.LOCK_UN:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    done = lab.command(f"train {RUN} store={tmp_path / 'store'} outputs={tmp_path}")
+    assert done.code == 2 and done.err.count("error: ") == 1
+    assert "locks don't work on the file system" in done.err and "local disk" in done.err
+    assert (os.strerror(number) if number else "two can hold the same one") in done.err
+    assert [path.name for path in (tmp_path / "store").rglob("*")] == ["locks", ".probe"]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("untried")
+def test_locks_that_others_hold_are_locks_that_work(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked("one-1"):
+        probe = os.open(tmp_path / "locks" / ".probe", os.O_RDWR)
+        fcntl.flock(probe, fcntl.LOCK_EX)
+        artifacts._LOCKABLE.clear()
+        with store.locked("two-2"):
+            pass
+        os.close(probe)
+
+
+# pruning
+
+
+def stage(name: str) -> Stage:
+    return Stage(f"kdlab.stages.none:{name}", name, values={"name": name})
+
+
+def put(store: Store, name: str) -> None:
+    folder = store.begin(name)
+    (folder / "a.txt").write_text(name)
+    store.publish(name, {"made": {"at": "2026-01-01T00:00:00+00:00"}})
+
+
+def interrupted(store: Store, name: str) -> None:
+    (store.begin(name) / "work" / "checkpoint-1").mkdir()
+
+
+NAMES = tuple("abcdefgh")
+SETS = st.frozensets(st.sampled_from(NAMES))
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Stages of which each needs some before it."""
+    made: dict[str, Stage] = {}
+    for name in NAMES:
+        needs = {f"n{one}": made[one] for one in sorted(draw(SETS)) if one in made}
+        made[name] = Stage(f"kdlab.stages.none:{name}", name, values={"name": name}, inputs=needs)
+    targets = draw(st.sets(st.sampled_from(NAMES), min_size=1))
+    return Graph.of({name: made[name] for name in sorted(targets)})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+@given(
+    kept=st.lists(graphs(), max_size=3),
+    swept=st.lists(graphs(), max_size=2),
+    gone=graphs(),
+    working=SETS,
+    held=SETS,
+    began=graphs(),
+    begins=st.booleans(),
+    runs=st.booleans(),
+)
+def test_prune_never_removes_what_a_run_needs(
+    kept: list[Graph],
+    swept: list[Graph],
+    gone: Graph,
+    working: frozenset[str],
+    held: frozenset[str],
+    began: Graph,
+    begins: bool,
+    runs: bool,
+) -> None:
+    """kept: of runs below outputs; swept: of jobs that have not begun; gone: of a run whose folder was deleted.
+
+    working: of `gone`'s stages, those that are interrupted. held: those that another process builds at this moment.
+    began: of a run that starts and ends while the store is pruned. runs: whether one is in progress then.
+    """
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as locks:
+        outputs, store = Path(scratch), Store(Path(scratch) / "artifacts")
+        for number, graph in enumerate(kept):
+            (outputs / "runs" / f"{number}").mkdir(parents=True)
+            write_json(outputs / "runs" / f"{number}" / "graph.json", graph.describe())
+        (outputs / "sweeps" / "s").mkdir(parents=True)
+        jobs = [{"name": "x", "artifacts": [one.artifact for one in graph]} for graph in swept]
+        write_json(outputs / "sweeps" / "s" / "sweep.json", {"jobs": jobs})
+        stages = {one.artifact: one for graph in (*kept, *swept, gone, began) for one in graph}
+        for name, one in stages.items():
+            (interrupted if one.label in working else put)(store, name)
+        for name, one in stages.items():
+            if one.label in held:
+                locks.enter_context(store.locked(name))
+        needed = {one.artifact for graph in (*kept, *swept) for one in graph}
+        assert used_artifacts(outputs) == needed
+
+        def meanwhile() -> set[str]:
+            if begins:
+                (outputs / "runs" / "new").mkdir(parents=True)
+                write_json(outputs / "runs" / "new" / "graph.json", began.describe())
+            if runs:
+                locks.enter_context(store.locked("run-1"))
+            return used_artifacts(outputs)
+
+        def there() -> set[str]:
+            found = {path.parent.name for path in store.root.glob(f"*/{MANIFEST}")}
+            return found | {path.parents[1].name for path in store.root.glob("building/*/work/checkpoint-1")}
+
+        assert there() == set(stages)
+        told = {name for name, _ in store.prune(needed, remove=False)}
+        assert there() == set(stages) and not (outputs / "runs" / "new").exists()
+        busy = {name for name, one in stages.items() if one.label in held}
+        assert told == set(stages) - needed - busy
+        if runs and told:
+            with pytest.raises(StoreError, match="a run has begun"):
+                store.prune(needed, remove=True, meanwhile=meanwhile)
+            assert there() == set(stages)
+        else:
+            also = {one.artifact for one in began} if begins and told else set[str]()
+            assert {name for name, _ in store.prune(needed, remove=True, meanwhile=meanwhile)} == told - also
+            assert there() == needed | busy | (also & set(stages))
+        assert store.verify() == [] and not (store.root / "pruned").exists()
+
+
+def test_prune_puts_all_back_if_it_can_not_tell(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put(store, "one-1")
+    interrupted(store, "two-2")
+
+    def unsure() -> set[str]:
+        raise StoreError("can't be told")
+
+    with pytest.raises(StoreError, match="can't be told"):
+        store.prune(set(), remove=True, meanwhile=unsure)
+    assert store.find("one-1") is not None and (store.building("two-2") / "work" / "checkpoint-1").is_dir()
+    assert [name for name, _ in store.prune(set(), remove=True)] == ["one-1", "two-2"]
+
+
+def test_prune_trusts_no_graph_that_is_damaged(whole: Path, tmp_path: Path) -> None:
+    """Whichever byte changed: it refuses, or keeps all the same."""
+    outputs, draw = tmp_path / "outputs", random.Random(0)
+    shutil.copytree(whole / "runs", outputs / "runs")
+    file = run_folder(outputs) / "graph.json"
+    text = file.read_bytes()
+    used = used_artifacts(outputs)
+    assert len(used) == 7
+    refused = 0
+    names = [
+        place for name in used for place in range(text.index(name.encode()), text.index(name.encode()) + len(name))
+    ]
+    for place in [*names, *draw.sample(range(len(text)), 300)]:
+        changed = bytearray(text)
+        changed[place] ^= 1 << draw.randrange(8)
+        file.write_bytes(changed)
+        try:
+            assert used <= used_artifacts(outputs), place
+        except StoreError as error:
+            assert error.where == str(file) and "again" in str(error.fix)
+            refused += 1
+    assert refused > 100
+    file.write_bytes(text[: len(text) // 2])
+    with pytest.raises(StoreError, match="can't be told"):
+        used_artifacts(outputs)
+
+
+def test_prune_keeps_what_the_jobs_of_a_sweep_need_that_have_not_begun(tmp_path: Path) -> None:
+    jobs = compose.jobs(f"-m {TINY} seed=1,2 outputs={tmp_path} store={tmp_path / 'artifacts'}".split()).jobs
+    graphs = {job.name: Graph.of({"x": stage(f"of_{number}")}) for number, job in enumerate(jobs)}
+    sweep.announce(tmp_path / "sweeps" / "s", jobs, [], graphs)
+    assert used_artifacts(tmp_path) == {stage("of_0").artifact, stage("of_1").artifact}
+
+
+def test_prune_looks_below_several_folders(lab: Lab, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    store = tmp_path / "a" / "artifacts"
+    words = f"store prune --store {store} --outputs {tmp_path / 'b'}"
+    assert lab.command(words).out.count("unused") == 7
+    assert lab.command(f"{words} {tmp_path / 'a'} --yes").out.startswith("0 artifacts")
+    refused = lab.command(f"{words} {tmp_path / 'c'} --yes")
+    assert refused.code == 2 and f"there is no folder {tmp_path / 'c'}" in refused.err
+
+
+def test_verify_looks_at_journals(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "journals").mkdir()
+    (tmp_path / "journals" / "m.jsonl").write_text('{"key": 1}\n{torn')
+    done = lab.command(f"store verify --store {tmp_path}")
+    assert done.code == 2 and "damaged: journals/m.jsonl: line 1: this line has no key" in done.out
+    assert "1 damaged files" in done.out and "paid for, again" in done.out
