@@ -231,6 +231,10 @@ class Store:
         """The folder in which to build; holds what an interrupted attempt left."""
         folder = self.building(name)
         with disk_errors("creating the store", folder):
+            if (folder / MANIFEST).exists() and not (folder / "work").exists():
+                for done in folder.parent.glob(f"{name}.done-*"):  # killed before the last rename: nothing is lost
+                    os.rename(done, folder / "work")
+                    break
             (folder / "work").mkdir(parents=True, exist_ok=True)
             for word in ("done", "replaced"):  # of a process that was killed while it published
                 for rest in folder.parent.glob(f"{name}.{word}-*"):
@@ -340,7 +344,7 @@ class Store:
             try:
                 like = _like(path)
                 stamp = [wanted, *like]
-                if thorough or like[0] <= SMALL or before.get(file) != stamp:
+                if thorough or like[0] <= SMALL or before.get(file) != stamp or path in _TAKEN:
                     if path not in _TAKEN or _TAKEN[path][0] != like:
                         _TAKEN[path] = like, checksum(path)
                     if _TAKEN[path][1] != wanted:
@@ -352,7 +356,13 @@ class Store:
             except (FileNotFoundError, NotADirectoryError):
                 found.append(f"{name}/{file}: missing")
             except OSError as error:
-                found.append(f"{name}/{file}: can't be read: {error.strerror or error}")
+                if error.errno != errno.EIO:
+                    raise StoreError(
+                        f"an artifact can't be read: {error.strerror or error}",
+                        where=str(path),
+                        fix="make it readable, or give the same command again: it may be whole",
+                    ) from error
+                found.append(f"{name}/{file}: can't be read: {error.strerror}")
         if stamps != before:
             self._remember(name, stamps)
         return found
@@ -409,7 +419,7 @@ class Store:
         that began since. Raises StoreError, with everything back in its place, if one is in progress then.
         """
         limit = time.time() - older_than_days * 86400
-        published = [path.parent for path in self.root.glob(f"*/{MANIFEST}")]
+        published = [path.parent for path in self.root.glob(f"*/{MANIFEST}") if self._ours(path.parent.name)]
         folders = [*sorted(published, key=lambda path: path.stat().st_mtime), *self.unfinished()]
         chosen: list[tuple[str, int]] = []
         moved: list[tuple[Path, Path]] = []
@@ -452,6 +462,15 @@ class Store:
                 fix="wait until it has ended; without --yes you see what would go",
             )
         return chosen
+
+    def _ours(self, name: str) -> bool:
+        """Whether a folder is an artifact, perhaps a damaged one, that this version of kdlab may remove."""
+        try:
+            return self.find(name) is not None
+        except Damaged:
+            return _NAME.fullmatch(name) is not None
+        except StoreError:  # of a later version
+            return False
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[bool]:

@@ -10,7 +10,11 @@ from kdlab.context import Requests
 from kdlab.errors import KdlabError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kdlab.artifacts import Store
     from kdlab.engine.progress import Display
+    from kdlab.graph import Graph
     from kdlab.rundir import RunDirectory, Status
 
 
@@ -62,8 +66,7 @@ def execute_alone(folder: RunDirectory, *, brief: bool, renewed: set[str]) -> in
         )
         renewed |= {stage.fingerprint for stage in graph if stage.label in outcome.ran}
         return 0
-    model = store.path(graph.targets["student"].artifact) / "model" if "student" in graph.targets else None
-    damaged = folder.damage(model)
+    damaged = folder.damage(_student(graph, store))
     folder.open()
     before = folder.result()
     found_states = runner.states(graph, store, run.fresh, renewed)
@@ -186,6 +189,19 @@ def silent() -> dict[str, Any]:
 def first_process() -> bool:
     """Of those that torchrun started: the one that speaks and writes."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_whole(folder: RunDirectory, graph: Graph) -> bool:
+    """Whether a finished run, and all that it is made of, is as it was written."""
+    from kdlab.artifacts import Store
+
+    store = Store(folder.run.store)
+    return not folder.damage(_student(graph, store)) and not any(store.faults(stage.artifact) for stage in graph)
+
+
+def _student(graph: Graph, store: Store) -> Path | None:
+    """Its folder in the store, where the run has one."""
+    return store.path(graph.targets["student"].artifact) / "model" if "student" in graph.targets else None
 
 
 def agreed(answer: bool, hardware: Hardware) -> bool:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from kdlab.artifacts import disk_errors, write_text
@@ -319,7 +319,10 @@ def commit(kind: Kind, name: str, revision: str) -> str:
     if COMMIT.fullmatch(revision):
         return revision
     if not offline():
-        return asked(ask, kind, name, revision)
+        found = asked(ask, kind, name, revision)
+        if not COMMIT.fullmatch(found):
+            raise HubError(f"the Hub names no commit for {revision}: {found}", where=f"{endpoint()}/{name}")
+        return found
     known = known_commit(kind, name, revision)
     if known is None:
         what = f"{'model' if kind == 'model' else 'data set'} {name}{'' if revision == 'main' else f' at {revision}'}"
@@ -343,6 +346,12 @@ def listing(kind: Kind, name: str, commit: str) -> dict[str, File]:
 
     found = {}
     for one in asked(ask, kind, name, commit).siblings or []:
+        if PurePosixPath(one.rfilename).is_absolute() or ".." in PurePosixPath(one.rfilename).parts:
+            raise HubError(
+                f"the Hub lists a file outside of the repository: {one.rfilename}",
+                where=f"{endpoint()}/{name}",
+                fix="don't use this repository, or this mirror (HF_ENDPOINT)",
+            )
         large = getattr(one, "lfs", None)
         found[one.rfilename] = File(one.rfilename, one.size, large.sha256 if large else one.blob_id)
     return found

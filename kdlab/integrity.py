@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
 CHANGED = "it is not as it was written"
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
 def checksum(path: Path, size: int | None = None) -> str:
@@ -26,12 +28,14 @@ def checksum(path: Path, size: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def sealed(value: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """The text of an object with its seal, its line end included; ValueError for a number that is not finite.
+def sealed(value: Mapping[str, Any], *, indent: int | None = None, finite: bool = True) -> str:
+    """The text of an object with its seal, its line end included; if `finite`, ValueError for a number that is not.
 
     indent: as of `json.dumps`, and keys are sorted; None: on one line, with keys in their order.
     """
-    plain = json.loads(_text(value, indent))  # keys that are no text are sorted as the text that they become
+    plain = json.loads(
+        _text(value, indent, finite=finite)
+    )  # keys that are no text are sorted as the text that they become
     return _text({**plain, SEAL: _digest(_text(plain, indent))}, indent)
 
 
@@ -64,18 +68,20 @@ def parsed(text: str | bytes) -> Any:
 def kept_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
     """The objects of a file of sealed lines, to go on from; and what is damaged, if anything.
 
-    The file is cut before the first line that is not whole: one that a kill tore, or a damaged one.
+    The file is cut before the first line that is not whole: one that a kill tore, or a damaged one. Lines without any
+    checksum are taken only before the first one that has one: older versions wrote none.
     """
     found: list[dict[str, Any]] = []
-    damage, whole = None, 0
+    damage, whole, required = None, 0, False
     if not path.exists():
         return found, damage
     with open(path, "r+b") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
+            required = required or _DIGEST.search(line) is not None
             try:
-                found.append(unsealed(line.decode("utf-8"), required=True))
+                found.append(unsealed(line.decode("utf-8"), required=required))
             except ValueError as error:
                 damage = f"{path}, line {number}: {error}"
                 break
@@ -84,8 +90,8 @@ def kept_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
     return found, damage
 
 
-def _text(value: Mapping[str, Any], indent: int | None) -> str:
-    return json.dumps(value, indent=indent, sort_keys=indent is not None, allow_nan=False) + "\n"
+def _text(value: Mapping[str, Any], indent: int | None, *, finite: bool = False) -> str:
+    return json.dumps(value, indent=indent, sort_keys=indent is not None, allow_nan=not finite) + "\n"
 
 
 def _digest(text: str) -> str:

@@ -93,11 +93,12 @@ def remember(*more: int) -> dict[int, Any]:
 def deferred(tell: Tell = lambda: None) -> Iterator[None]:
     """In here a signal is remembered only, for `asked()`, and `tell` is called; raises Interrupted before and after."""
     check()
-    _STATE.deferrals.append(tell)
+    held = _STATE.deferrals
+    _STATE.deferrals = [*held, tell]
     try:
         yield
     finally:
-        _STATE.deferrals.pop()
+        _STATE.deferrals = held
     check()
 
 

@@ -19,7 +19,7 @@ from kdlab import provenance
 from kdlab.artifacts import Artifact, Store, disk_errors
 from kdlab.config import Hardware
 from kdlab.context import Context, Requests
-from kdlab.errors import HubError
+from kdlab.errors import HubError, StoreError
 from kdlab.graph import Graph, Stage
 
 REQUESTS = Requests()  # how endpoints are asked, unless told otherwise
@@ -127,7 +127,12 @@ def run(
             )
             if ran:
                 outcome.ran.append(stage.label)
-        assert artifact is not None
+        if artifact is None:
+            raise StoreError(
+                f"{stage.artifact} was removed from the store while the run began",
+                where=str(store.path(stage.artifact)),
+                fix="give the same command again",
+            )
         outcome.artifacts[stage.fingerprint] = artifact
         finished(stage, artifact)
     outcome.seconds = time.monotonic() - started

@@ -14,6 +14,7 @@ from kdlab.config import Run
 from kdlab.graph import UNPINNED, Graph, Stage
 from kdlab.hub import File, Part, Splits, Tell, What
 from kdlab.pins import Pins, require_weights
+from kdlab.showing import visible
 
 
 def parts(stages: Iterable[Stage]) -> list[Part]:
@@ -83,7 +84,8 @@ def data_files(part: Part) -> Splits:
 
 
 def line_of(part: Part, file: File) -> str:
-    return f"get   {part}: {file.name}" + ("" if file.size is None else f", {decimal(file.size)}")
+    size = "" if file.size is None else f", {decimal(file.size)}"
+    return visible(f"get   {part}: {file.name}{size}")
 
 
 def _parts(values: Mapping[str, Any]) -> Iterator[Part]:

@@ -26,6 +26,7 @@ from kdlab.artifacts import MANIFEST, Store, disk_errors, write_json
 from kdlab.engine import loop
 from kdlab.errors import StoreError, TrainingError
 from kdlab.graph import Graph, Stage
+from kdlab.integrity import kept_lines, sealed, unsealed
 from kdlab.rundir import used_artifacts
 from lab import TINY, Lab, run_folder
 
@@ -362,3 +363,51 @@ def test_verify_looks_at_journals(lab: Lab, tmp_path: Path) -> None:
     done = lab.command(f"store verify --store {tmp_path}")
     assert done.code == 2 and "damaged: journals/m.jsonl: line 1: this line has no key" in done.out
     assert "1 damaged files" in done.out and "paid for, again" in done.out
+
+
+# what a hostile reader found
+
+
+def test_a_checkpoint_may_hold_an_overflowed_norm() -> None:
+    """fp16 overflows now and then, and its scaler goes on."""
+    text = sealed({"sums": {"grad_norm": float("inf")}}, indent=2, finite=False)
+    assert unsealed(text, indent=2, required=True) == {"sums": {"grad_norm": float("inf")}}
+    with pytest.raises(ValueError):
+        sealed({"sums": float("inf")})
+
+
+def test_lines_of_an_older_version_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"a": 1}\n{"a": 2}\n' + sealed({"a": 3}) + '{"a": 4}\n')
+    found, damage = kept_lines(file)
+    assert [line["a"] for line in found] == [1, 2, 3] and damage is not None and "line 4" in damage
+    spoilt = sealed({"a": 1}).replace('"sha256"', '"sha257"')
+    file.write_text(spoilt)
+    assert kept_lines(file)[0] == []
+
+
+def test_prune_removes_nothing_that_is_not_kdlabs(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "manifest.json").write_text('{"name": "not kdlab"}')
+    assert Store(tmp_path).prune((), remove=True) == []
+    assert (tmp_path / "site" / "manifest.json").exists()
+
+
+def test_what_can_not_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system has its moments: hours of training are not thrown away for one."""
+    store, name = Store(tmp_path), "toy-0123456789abcdef"
+    (store.begin(name) / "rows.txt").write_text("rows")
+    store.publish(name, {"values": {}, "facts": {}, "warnings": [], "made": {"seconds": 1.0}})
+    monkeypatch.setattr(artifacts, "_TAKEN", {})
+    monkeypatch.setattr(artifacts, "checksum", lambda path: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    with pytest.raises(StoreError, match="can't be read: Stale file handle"):
+        store.faults(name)
+
+
+def test_checkpoints_outlive_a_kill_just_before_the_last_rename(tmp_path: Path) -> None:
+    store, name = Store(tmp_path), "toy-0123456789abcdef"
+    folder = store.begin(name)
+    (folder / "work" / "checkpoint-7").mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "work").rename(folder.parent / f"{name}.done-12")
+    assert (store.begin(name) / "work" / "checkpoint-7").is_dir()

@@ -62,7 +62,7 @@ def save(
     if world.first:
         needed = {path: path.stat().st_size for path in scratch.iterdir()} | dict(beside or {})
         files = {os.path.relpath(path, scratch): [size, checksum(path, size)] for path, size in needed.items()}
-        told = sealed({**state, "step": step, "files": files}, indent=2)
+        told = sealed({**state, "step": step, "files": files}, indent=2, finite=False)  # fp16 overflows
         (scratch / "state.json").write_text(told, encoding="utf-8")
         _sync(scratch)
         if final.exists():  # moved away first: one that is half removed must not be found
@@ -86,32 +86,38 @@ def latest(work: Path) -> Path | None:
 
 
 def newest(work: Path, tell: Callable[[str], None]) -> Path | None:
-    """The last checkpoint that is whole. Those that are not are told of, and removed. Every process calls this."""
+    """The last checkpoint that is whole. Those that are not are told of, and moved aside. Every process calls this."""
     if device.World.current().first:
+        for replaced in work.glob("checkpoint-*.replaced"):  # of a process that was killed before its own was there
+            if not replaced.with_suffix("").exists():
+                os.rename(replaced, replaced.with_suffix(""))
         for folder in reversed(checkpoints(work)):
             damaged = faults(folder)
             if not damaged:
                 break
             tell(f"damaged: {folder.name}/{damaged[0]}; it is not used")
-            os.rename(folder, scrap := folder.with_suffix(".damaged"))
-            shutil.rmtree(scrap)
+            shutil.rmtree(aside := folder.with_suffix(".damaged"), ignore_errors=True)
+            os.rename(folder, aside)
     device.wait()
     return latest(work)
 
 
 def faults(folder: Path) -> list[str]:
-    """What of a checkpoint, and of what it needs beside it, is not as it was written, one line a file."""
+    """What of a checkpoint, and of what it needs beside it, is not as it was written, one line a file.
+
+    Raises OSError for what can't be read now, and may be whole.
+    """
     try:
         files = read_state(folder).get("files", {})
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         return [f"state.json: {error}"]
     found = []
     for name, (size, wanted) in files.items():
         try:
             if checksum(folder / name, size) != wanted:
                 found.append(f"{name}: not as it was written")
-        except OSError as error:
-            found.append(f"{name}: {error.strerror or error}")
+        except FileNotFoundError:
+            found.append(f"{name}: missing")
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlab.errors import HubError, StoreError
+from kdlab.showing import redact
 from kdlab.verbs.plan import pins, refuse_bad_plans, warn_of
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def tell(
     for local in places:
         print(f"  {local}    to the same path, or give its new one")
     print("and there:")
-    print(f"  HF_HOME=FOLDER HF_HUB_OFFLINE=1 {shlex.join(['kdlab', 'train', *words])}")
+    print(f"  HF_HOME=FOLDER HF_HUB_OFFLINE=1 {shlex.join(['kdlab', 'train', *redact(list(words))])}")
     for line in dict.fromkeys(beyond(jobs, stages)):
         print(f"not fetched: {line}")
 

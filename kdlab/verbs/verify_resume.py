@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -26,10 +27,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdlab.errors import ConfigError, KdlabError
 from kdlab.verbs import parser
+
+if TYPE_CHECKING:
+    from kdlab.graph import Stage
 
 EXAMPLES = """\
 kdlab verify-resume method=cr_ild task=demo/nli model=tiny debug=fast        half a minute
@@ -105,7 +109,8 @@ def main(words: list[str]) -> int:
 
     refuse(given.kills, given.folder, overrides)
     composition = compose.jobs(overrides)
-    refuse_bad_plans(composition, strictly=True)
+    graphs = refuse_bad_plans(composition, strictly=True)
+    refuse_paid(stage for graph in graphs.values() for stage in graph)
     kept = given.folder is not None
     folder = given.folder.absolute() if kept else Path(tempfile.mkdtemp(prefix="kdlab-verify-"))
     try:
@@ -116,6 +121,20 @@ def main(words: list[str]) -> int:
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
     return 1 if proof.differences else 0
+
+
+def refuse_paid(stages: Iterable[Stage]) -> None:
+    """Each folder has a journal of its own, so an endpoint would be paid again and again. Raises ConfigError."""
+    writers = [stage.values.get("writer", stage.values) for stage in stages]
+    asked = sorted({str(writer["endpoint"]) for writer in writers if "endpoint" in writer})
+    paid = [name for name in asked if not re.search(r"//(localhost|127\.[0-9.]+|\[::1\])(:|/|$)", name)]
+    if paid:
+        raise ConfigError(
+            [
+                f"{name}: every attempt would ask it for everything again; take an endpoint on this machine"
+                for name in paid
+            ]
+        )
 
 
 def refuse(kills: int, folder: Path | None, overrides: Sequence[str]) -> None:
