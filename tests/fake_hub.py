@@ -19,7 +19,7 @@ import pytest
 
 from kdlab import hub
 
-# A library's logger goes on writing to what was standard error when it was imported, that of another test: no word of it.
+# A library's logger goes on writing to what was standard error when it was imported, that of another test.
 logging.raiseExceptions = False
 
 Files = dict[str, bytes]
