@@ -115,8 +115,10 @@ _NO_MEMORY = re.compile(  # torch on a processor, on a GPU; the loader of librar
 
 def write_json(path: Path, value: Any, *, seal: bool = False) -> None:
     """Write JSON as `write_text` does. seal: an object, that tells by itself whether it is whole."""
-    plain = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_text(path, sealed(value, indent=2) if seal else plain)
+    if seal:
+        write_text(path, sealed(value, indent=2))
+    else:
+        write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -191,12 +191,15 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def is_whole(folder: RunDirectory, graph: Graph) -> bool:
-    """Whether a finished run, and all that it is made of, is as it was written."""
+def is_finished(folder: RunDirectory) -> bool:
+    """Whether a run need not be given again: it has a result, and all that it is made of is as it was written."""
     from kdlab.artifacts import Store
 
+    if folder.result() is None or folder.run.fresh:
+        return False
     store = Store(folder.run.store)
-    return not folder.damage(_student(graph, store)) and not any(store.faults(stage.artifact) for stage in graph)
+    damaged = any(store.faults(stage.artifact) for stage in folder.graph)
+    return not damaged and not folder.damage(_student(folder.graph, store))
 
 
 def _student(graph: Graph, store: Store) -> Path | None:

@@ -10,7 +10,6 @@ what is whole is remembered beside the snapshots:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from typing import Any, Literal, TypeVar
 
 from kdlab.artifacts import disk_errors, write_text
 from kdlab.errors import HubError, ModelError, StoreError
+from kdlab.integrity import checksum
 
 Kind = Literal["model", "dataset"]
 What = Literal["config", "tokenizer", "weights", "rows"]
@@ -37,6 +37,7 @@ TOLD = 5.0  # seconds from which on a wait is told
 PASSING = (408, 429, 502, 503, 504)  # statuses that may be another one soon
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+GIT_DIGITS = 40  # of the checksum of a small file, git's own sha1
 CONFIG = "config.json"
 TOKENIZER = re.compile(
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|target_vocab|tekken)\.json|vocab\.txt"
@@ -161,21 +162,20 @@ def _plausible(part: Part) -> bool:
         shards = _shards(folder / found) if found.endswith(".index.json") else [found]
     except ModelError:
         return False
-    return all((folder / name).is_file() and _closed(folder / name) for name in shards)
+    return all((folder / name).is_file() and weights_fault(folder / name) is None for name in shards)
 
 
-def _closed(file: Path) -> bool:
-    """Whether a weights file is as long as its head says; of pytorch's old ones, which say nothing, True."""
+def weights_fault(file: Path) -> str | None:
+    """Why safetensors can't be read whole, as far as their head tells; None of whole ones, and of other files."""
+    from safetensors import SafetensorError, safe_open
+
     if file.suffix != ".safetensors":
-        return True
-    with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        try:
-            head = json.loads(opened.read(min(length, 100_000_000)))
-            ends = [entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return False
-    return file.stat().st_size == 8 + length + max(ends, default=0)
+        return None
+    try:
+        with safe_open(file, framework="np"):
+            return None
+    except (SafetensorError, OSError) as error:
+        return str(error)
 
 
 def _shards(index: Path) -> list[str]:
@@ -192,19 +192,25 @@ def _shards(index: Path) -> list[str]:
 # Getting it
 
 
-def get(part: Part, *, ask: Names | None = None, tell: Tell | None = None, check: bool = False) -> Path:
+def get(part: Part, *, ask: Names | None = None, tell: Tell | None = None) -> Path:
     """The folder with a part's files; what is not in the cache is fetched first.
 
-    ask: gives the files of a data set. check: compare what is there already with the Hub's checksums too.
-    Raises HubError for what can't be had, ModelError for a model that lacks what it needs.
+    ask: gives the files of a data set. Raises HubError for what can't be had, ModelError for a model that lacks what
+    it needs.
     """
-    if not check and absent(part) is None:
-        return part.snapshot
-    found = files(part, ask=ask)
+    if absent(part) is not None:
+        obtain(part, files(part, ask=ask), tell=tell)
+    return part.snapshot
+
+
+def obtain(part: Part, found: Mapping[str, Sequence[File]], *, tell: Tell | None = None, check: bool = False) -> None:
+    """Fetch these files of a part, as `files` gives them, and remember that it is made of them.
+
+    check: compare what is there already with the Hub's checksums, whatever was remembered. Raises HubError.
+    """
     for file in chain.from_iterable(found.values()):
         fetch(part, file, tell=tell, check=check)
-    complete(part, found)
-    return part.snapshot
+    _complete(part, found)
 
 
 def files(part: Part, *, ask: Names | None = None) -> dict[str, list[File]]:
@@ -287,7 +293,7 @@ def get_config(part: Part) -> Path:
     return Path(asked(download, part.kind, part.name, part.commit, CONFIG))
 
 
-def complete(part: Part, found: Mapping[str, Sequence[File]]) -> None:
+def _complete(part: Part, found: Mapping[str, Sequence[File]]) -> None:
     """Remember that a part is made of these files, which `fetch` has seen whole."""
     record = _read_record(part)
     record.parts[part.key] = {split: [file.name for file in some] for split, some in found.items()}
@@ -379,18 +385,11 @@ def _is_whole(part: Part, place: Path, file: File, *, check: bool) -> bool:
         return False
     if file.checksum is None or (not check and _read_record(part).files.get(file.name) == [file.size, file.checksum]):
         return True
-    return _checksum(place, len(file.checksum)) == file.checksum
+    if len(file.checksum) == GIT_DIGITS:
+        from huggingface_hub.utils.sha import git_hash
 
-
-def _checksum(place: Path, digits: int) -> str:
-    """sha256, or with 40 digits git's own: sha1 of a head and the content."""
-    digest = hashlib.sha256()
-    if digits == 40:
-        digest = hashlib.sha1(f"blob {place.stat().st_size}\0".encode(), usedforsecurity=False)
-    with open(place, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return str(git_hash(place.read_bytes())) == file.checksum
+    return checksum(place) == file.checksum
 
 
 @contextmanager

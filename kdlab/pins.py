@@ -226,20 +226,13 @@ def require_weights(folder: Path) -> None:
 
     Only their heads are read. What else is wrong with weights is found when they are loaded.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
         raise ModelError(
             "the model has no weights", where=str(folder), fix="it needs model.safetensors or pytorch_model.bin"
         )
     for file in sorted(folder.glob("model*.safetensors")):
-        try:
-            with safe_open(file, framework="np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"the weights can't be read: {error}", where=str(file), fix="fetch the model again"
-            ) from error
+        if (fault := hub.weights_fault(file)) is not None:
+            raise ModelError(f"the weights can't be read: {fault}", where=str(file), fix="fetch the model again")
 
 
 def _read_config(file: Path, name: str) -> dict[str, Any]:

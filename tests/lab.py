@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -77,6 +80,16 @@ class Lab:
         (self.conf / "task").mkdir(parents=True, exist_ok=True)
         (self.conf / "task" / f"{name}.yaml").write_text(text, encoding="utf-8")
         return f"--config-dir {self.conf} task={name}"
+
+
+def script(name: str) -> ModuleType:
+    """A program of scripts/ as a module, loaded once."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, CONF.parent / "scripts" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 @functools.cache

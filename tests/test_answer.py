@@ -197,15 +197,20 @@ def killed_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> list[list[int]
     return calls
 
 
+def killed_in_between(root: Path, asked: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with the answers that a stage keeps, of one that was killed after two batches."""
+    with monkeypatch.context() as patch:
+        killed_after(2, patch)
+        with pytest.raises(Killed):
+            answered(root, asked, student=student)
+    return root / "building" / "answers" / "work" / "answers.jsonl"
+
+
 @pytest.mark.parametrize("torn", [b"", b'{"sample_index": 108, "compl', b'{"sample_index": 108}'])
 def test_a_killed_stage_goes_on(
     torn: bytes, whole: Told, asked: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        killed_after(2, patch)
-        with pytest.raises(Killed):
-            answered(tmp_path, asked, student=student)
-    kept = tmp_path / "building" / "answers" / "work" / "answers.jsonl"
+    kept = killed_in_between(tmp_path, asked, student, monkeypatch)
     assert len(kept.read_bytes().splitlines()) == 8
     with open(kept, "ab") as file:
         file.write(torn)  # what a kill leaves of a line
@@ -233,11 +238,7 @@ def test_killed_before_its_end_nothing_is_asked_again(
 def test_answers_that_are_damaged_elsewhere_are_asked_again(
     whole: Told, asked: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        killed_after(2, patch)
-        with pytest.raises(Killed):
-            answered(tmp_path, asked, student=student)
-    kept = tmp_path / "building" / "answers" / "work" / "answers.jsonl"
+    kept = killed_in_between(tmp_path, asked, student, monkeypatch)
     lines = kept.read_bytes().splitlines(keepends=True)
     lines[5] = lines[5].replace(b"10", b"11", 1)
     kept.write_bytes(b"".join(lines))

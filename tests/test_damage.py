@@ -234,6 +234,22 @@ def test_what_is_damaged_in_a_runs_folder_is_written_anew(own: Lab) -> None:
             assert {other: (folder / other).read_bytes() for other in names} == before, (name, harm)
 
 
+def test_a_finished_job_of_a_sweep_is_looked_at(own: Lab, tmp_path: Path) -> None:
+    line = f"-m {RUN} seed=5,6 name=two"
+    assert own.run(line, outputs=tmp_path).code == 0
+    job = next(folder for folder in (tmp_path / "sweeps" / "two").glob("*/") if "seed=6" in folder.name)
+    artifact = Store(own.store).path(read(job / "result.json")["artifacts"]["evaluate_student"])
+    again = own.run(line, outputs=tmp_path)
+    assert again.code == 0 and again.out.count("finished before") == 2
+    for file in (job / "metrics.jsonl", artifact / MANIFEST):
+        before = file.read_bytes()
+        flip(file, 3)
+        mended = own.run(line, outputs=tmp_path)
+        assert mended.code == 0 and mended.out.count("finished before") == 1, mended.out + mended.err
+        assert file.name == MANIFEST or file.read_bytes() == before
+        assert Store(own.store).verify() == []
+
+
 def test_a_result_or_student_that_is_damaged_is_not_shown(own: Lab, tmp_path: Path) -> None:
     folder = run_folder(own.root)
     rows = tmp_path / "rows.jsonl"

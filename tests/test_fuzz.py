@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from kdlab.errors import DataError
+from lab import script
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz.py"
 FILES = 100  # of each kind
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz = load()
+fuzz = script("fuzz")
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS, ids=[target.name for target in fuzz.TARGETS])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from urllib.request import Request, urlopen
@@ -31,9 +29,8 @@ from kdlab.verbs.verify_resume import (
     drawn,
     kind_of,
 )
-from lab import Lab
+from lab import Lab, script
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "kill.py"
 CPU = "hardware=cpu hardware.threads=1 tracking=none"
 LAYERS = f"method=ft task=demo/nli model=tiny debug=fast task.max_length=32 curves=8 {CPU}"
 ALIKE = {
@@ -233,14 +230,8 @@ def test_a_file_that_is_missing_and_a_lock_that_is_held(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def kill() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("kill", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kill"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["kill"]
+def kill() -> ModuleType:
+    return script("kill")
 
 
 def test_the_script_has_a_command_of_each_family(kill: ModuleType) -> None:

@@ -285,7 +285,8 @@ def test_a_flipped_bit_is_found_when_it_is_looked_for(server: FakeHub) -> None:
     file = hub.get(part(server)) / "model.safetensors"
     file.resolve().write_bytes(WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1]))
     assert hub.absent(part(server)) is None  # of the same length
-    assert whole(hub.get(part(server), check=True), MODEL, "model.safetensors")
+    hub.obtain(part(server), hub.files(part(server)), check=True)
+    assert whole(part(server).snapshot, MODEL, "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +316,7 @@ def test_a_broken_record_is_made_anew(server: FakeHub, content: str) -> None:
     before = record.read_text()
     record.write_text(content)
     assert hub.absent(part(server, what="config")) is None
-    hub.get(part(server), check=True)
+    hub.obtain(part(server), hub.files(part(server)), check=True)
     assert record.read_text() == before
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.util
 import itertools
 import os
 import random
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,21 +26,15 @@ from kdlab.errors import StoreError, TrainingError
 from kdlab.graph import Graph, Stage
 from kdlab.integrity import kept_lines, sealed, unsealed
 from kdlab.rundir import used_artifacts
-from lab import TINY, Lab, run_folder
+from lab import TINY, Lab, run_folder, script
 
 RUN = f"method=ft {TINY}"
-SCRIPT = Path(__file__).parents[1] / "scripts" / "disk.py"
 NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
 def disk() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("disk", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["disk"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script("disk")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +17,8 @@ from kdlab.config import Tracking
 from kdlab.report.sync import sync
 from kdlab.runs import Record
 from lab import TINY, Lab
+from lab import script as program
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "wandb_workspace.py"
 OFFLINE = Tracking(name="wandb", mode="offline")
 RUNS = {  # of each family, commands whose runs log what its dashboard shows
     "distillation": [f"{TINY} method=cr_ild", f"{TINY} method=ft"],
@@ -32,15 +32,9 @@ needs_library = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("wandb_workspace", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["wandb_workspace"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["wandb_workspace"]
+@pytest.fixture(scope="module", name="script")
+def workspace() -> ModuleType:
+    return program("wandb_workspace")
 
 
 @pytest.fixture(autouse=True)

@@ -274,7 +274,7 @@ def _cost(stages: Sequence[Artifact]) -> dict[str, Any] | None:
 
     trained_tokens: over all epochs; only there if a student was trained at an endpoint.
     """
-    told = [artifact.facts for artifact in stages if _at_endpoint(artifact.manifest["values"])]
+    told = [artifact.facts for artifact in stages if endpoint_of(artifact.manifest["values"])]
     if not told:
         return None
     sums: dict[str, Any] = {}
@@ -285,8 +285,10 @@ def _cost(stages: Sequence[Artifact]) -> dict[str, Any] | None:
     return sums
 
 
-def _at_endpoint(values: Mapping[str, Any]) -> bool:
-    return "endpoint" in values or "endpoint" in values.get("writer", {})
+def endpoint_of(values: Mapping[str, Any]) -> str | None:
+    """The endpoint that a stage with these values asks."""
+    found = values.get("endpoint") or values.get("writer", {}).get("endpoint")
+    return None if found is None else str(found)
 
 
 def _prompt(answers: Path) -> dict[str, str | None] | None:

@@ -66,9 +66,7 @@ def get(part: Part, splits: Mapping[str, Sequence[File]]) -> None:
         print(supplies.line_of(part, file), flush=True)
 
     files = list(chain.from_iterable(splits.values()))
-    for file in files:
-        hub.fetch(part, file, tell=note, check=True)
-    hub.complete(part, splits)
+    hub.obtain(part, splits, tell=note, check=True)
     kept = len(files) - len(fetched)
     if kept:
         print(f"have  {part}: {kept} of {len(files)} files, {shown(f for f in files if f not in fetched)}", flush=True)
@@ -151,10 +149,11 @@ def tell(
 
 def beyond(jobs: Sequence[Job], stages: Iterable[Stage]) -> Iterator[str]:
     """What runs use of the network, or of other software, that can't be fetched ahead."""
+    from kdlab.report.result import endpoint_of
+
     for stage in stages:
-        writer = stage.values.get("writer", stage.values)
-        if "endpoint" in writer:
-            yield f"answers of {writer['endpoint']}, which the stage '{stage.label}' asks"
+        if (endpoint := endpoint_of(stage.values)) is not None:
+            yield f"answers of {endpoint}, which the stage '{stage.label}' asks"
         if stage.values.get("translator", {}).get("kind") == "apertium":
             yield "apertium and its pairs of languages, packages of the system: `kdlab doctor` there names them"
     modes = {job.run.tracking.mode for job in jobs}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlab.errors import ConfigError, KdlabError, bug
-from kdlab.execution import agreed, execute, first_process, is_whole
+from kdlab.execution import agreed, execute, first_process, is_finished
 from kdlab.verbs.plan import pins, refuse_bad_plans, warn_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def train_job(
         have_supplies(run, graph, overrides)
         run.name = name
         directory = RunDirectory(folder, run, graph, group=sweep.name, overrides=overrides)
-        finished = agreed(directory.result() is not None and not run.fresh and is_whole(directory, graph), run.hardware)
+        finished = agreed(is_finished(directory), run.hardware)
         if first_process():
             print(f"done  {name}: finished before" if finished else f"job   {name}", flush=True)
         if finished:
@@ -239,7 +239,7 @@ def left_to_do(
             except Taken as problem:
                 errors[number] = str(problem.problems[0])
                 continue
-            if own.result() is not None and not run.fresh:
+            if is_finished(own):
                 if not quiet:
                     print(f"done  {job.name}: finished before", flush=True)
                 continue

@@ -125,9 +125,10 @@ def main(words: list[str]) -> int:
 
 def refuse_paid(stages: Iterable[Stage]) -> None:
     """Each folder has a journal of its own, so an endpoint would be paid again and again. Raises ConfigError."""
-    writers = [stage.values.get("writer", stage.values) for stage in stages]
-    asked = sorted({str(writer["endpoint"]) for writer in writers if "endpoint" in writer})
-    paid = [name for name in asked if not re.search(r"//(localhost|127\.[0-9.]+|\[::1\])(:|/|$)", name)]
+    from kdlab.report.result import endpoint_of
+
+    asked = {endpoint for stage in stages if (endpoint := endpoint_of(stage.values)) is not None}
+    paid = [name for name in sorted(asked) if not re.search(r"//(localhost|127\.[0-9.]+|\[::1\])(:|/|$)", name)]
     if paid:
         raise ConfigError(
             [
