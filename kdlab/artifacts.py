@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlab.errors import HubError, KdlabError, StoreError, TrainingError
+from kdlab.errors import HubError, StoreError, TrainingError, disk_errors
 from kdlab.integrity import SEAL, checksum, parsed, sealed, unsealed
 
 MANIFEST = "manifest.json"
@@ -59,58 +59,8 @@ class Artifact:
         return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
 
 
-@contextmanager
-def disk_errors(doing: str, where: Path, *, place: str = "`store=` and `outputs=`") -> Iterator[None]:
-    """Turn the operating system's refusals into an error that says what to do. place: what names another disk.
-
-    Raises StoreError, or TrainingError where memory has run out.
-    """
-    try:
-        yield
-    except KdlabError:
-        raise
-    except Exception as error:
-        number = _refusal(error)
-        fixes = {
-            28: f"free some space, or point {place} at another disk; finished work is kept",
-            122: f"raise the quota, or point {place} elsewhere; finished work is kept",
-            30: f"the file system is read-only: point {place} at a place that can be written",
-            13: f"make it readable and writable, or point {place} elsewhere",
-            1: f"it is marked as not to be changed, or its file system is: point {place} elsewhere",
-            5: f"the disk has errors: see the system's log, and point {place} at another disk",
-            17: f"a file is in the way: point {place} at a folder",
-            20: f"a file is in the way: point {place} at a folder",
-            27: f"a file would be larger than is allowed (`ulimit -f`): raise that, or point {place} elsewhere",
-        }
-        if number == errno.ENOMEM:
-            raise TrainingError(
-                f"{doing} failed: memory ran out",
-                where=str(where),
-                fix="give the same command again once there is more, it goes on at the last checkpoint; or run fewer "
-                "jobs at once, set hardware.micro_batch or hardware.eval_batch, or hardware.recompute",
-            ) from error
-        if number not in fixes:
-            raise
-        place = str(getattr(error, "filename", None) or where)
-        raise StoreError(f"{doing} failed: {os.strerror(number)}", where=place, fix=fixes[number]) from error
-
-
-def _refusal(error: Exception) -> int | None:
-    """The operating system's error number; safetensors, pyarrow and torch have it in their text only."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-        return errno.ENOMEM
-    cause = error.__cause__ or error.__context__
-    if isinstance(error, ImportError) and isinstance(cause, Exception):  # libraries tell of their own in other words
-        return _refusal(cause)
-    said = re.search(r"(?:os error |\[Errno )(\d+)", str(error))
-    return int(said.group(1)) if said else None
-
-
-_NO_MEMORY = re.compile(  # torch on a processor, on a GPU; the loader of libraries; others
-    r"can't allocate memory|out of memory|failed to map segment|cannot allocate memory", re.IGNORECASE
-)
+_EFFECTIVE = os.access in os.supports_effective_ids  # what this process may do, which is not always what its user may
+_DAMAGE = (errno.EIO, errno.EISDIR)  # all else may pass: nothing is thrown away for it
 
 
 def write_json(path: Path, value: Any, *, seal: bool = False) -> None:
@@ -185,13 +135,13 @@ class Store:
                 raise ValueError("it lacks what every manifest has")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except PermissionError as error:
-            raise StoreError(
-                f"{name} can't be read: {error.strerror}",
-                where=str(manifest),
-                fix="make it readable, or use another store",
-            ) from error
         except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _DAMAGE:
+                raise StoreError(
+                    f"{name} can't be read: {error.strerror or error}",
+                    where=str(manifest),
+                    fix="make it readable, or give the same command again: it may be whole",
+                ) from error
             unreadable = isinstance(error, OSError | UnicodeDecodeError | json.JSONDecodeError)
             what = "can't be read" if unreadable else "is not whole"
             raise Damaged(f"the manifest of {name} {what}: {error}", where=str(manifest), fix=AGAIN) from error
@@ -233,6 +183,8 @@ class Store:
         """The folder in which to build; holds what an interrupted attempt left."""
         folder = self.building(name)
         with disk_errors("creating the store", folder):
+            if self.root.is_dir() and not os.access(self.root, os.W_OK, effective_ids=_EFFECTIVE):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))  # not after hours
             if (folder / MANIFEST).exists() and not (folder / "work").exists():
                 for done in folder.parent.glob(f"{name}.done-*"):  # killed before the last rename: nothing is lost
                     os.rename(done, folder / "work")
@@ -300,6 +252,12 @@ class Store:
             key=lambda artifact: (artifact.manifest["made"]["at"], artifact.path.name),
         )
 
+    def interrupted(self, name: str) -> bool:
+        """Whether an attempt at an artifact left something to go on with."""
+        folder = self.building(name)
+        with disk_errors("looking into the store", folder):
+            return any(folder.glob("work/*"))
+
     def unfinished(self) -> list[Path]:
         return sorted(path for path in (self.root / "building").glob("*") if path.is_dir())
 
@@ -358,7 +316,7 @@ class Store:
             except (FileNotFoundError, NotADirectoryError):
                 found.append(f"{name}/{file}: missing")
             except OSError as error:
-                if error.errno != errno.EIO:
+                if error.errno not in _DAMAGE:
                     raise StoreError(
                         f"an artifact can't be read: {error.strerror or error}",
                         where=str(path),

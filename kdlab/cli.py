@@ -11,9 +11,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from kdlab import __version__, interruption
-from kdlab.errors import KdlabError, bug
+from kdlab.errors import KdlabError, bug, disk_errors
 
 EXIT_USER, EXIT_BUG = 2, 1  # of one that was asked to stop: 128 + the signal's number, see `interruption`
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: kdlab has no verb '{verb}'{suggest(verb, VERBS)}\n\n{USAGE}", end="", file=sys.stderr)
         return EXIT_USER
     try:
-        with interruption.watched():
+        with interruption.watched(), disk_errors(f"kdlab {verb}", Path.cwd()):
             return VERBS[verb](rest)
     except KdlabError as error:
         show_traceback()

@@ -49,7 +49,7 @@ from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf, flag_o
 from omegaconf.errors import OmegaConfBaseException
 
 from kdlab import catalog, checks, config
-from kdlab.errors import ConfigError, KdlabError, bug
+from kdlab.errors import ConfigError, KdlabError, bug, disk_errors
 from kdlab.showing import redact
 
 CONFIG_NAME = "train"
@@ -303,7 +303,8 @@ def guarded(function: Callable[[config.Run, list[str]], int], job: Job) -> int:
 def tolerant(function: Callable[[config.Run, list[str]], int], job: Job) -> int:
     """`guarded` for a process whose end is another's business; of those that train together, the first one speaks."""
     try:
-        return function(job.run, job.overrides)
+        with disk_errors("the run", Path.cwd()):
+            return function(job.run, job.overrides)
     except KdlabError as error:
         if os.environ.get("KDLAB_DEBUG"):
             traceback.print_exc()

@@ -6,7 +6,12 @@ and exits with 2 (`KDLAB_DEBUG=1` shows the traceback). Anything else is a bug o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from kdlab.showing import redact, visible
 
@@ -75,3 +80,58 @@ class EndpointError(KdlabError):
 
 class BudgetError(KdlabError):
     """What is left to do would cost more than `budget` allows."""
+
+
+@contextmanager
+def disk_errors(doing: str, where: Path, *, place: str = "`store=` and `outputs=`") -> Iterator[None]:
+    """Turn the operating system's refusals into an error that says what to do. place: what names another disk.
+
+    Raises StoreError, or TrainingError where memory has run out.
+    """
+    try:
+        yield
+    except KdlabError:
+        raise
+    except Exception as error:
+        number = _refusal(error)
+        fixes = {
+            28: f"free some space, or point {place} at another disk; finished work is kept",
+            122: f"raise the quota, or point {place} elsewhere; finished work is kept",
+            30: f"the file system is read-only: point {place} at a place that can be written",
+            13: f"make it readable and writable, or point {place} elsewhere",
+            1: f"it is marked as not to be changed, or its file system is: point {place} elsewhere",
+            5: f"the disk has errors: see the system's log, and point {place} at another disk",
+            17: f"a file is in the way: point {place} at a folder",
+            20: f"a file is in the way: point {place} at a folder",
+            116: "the network's file system has lost sight of it: give the same command again",
+            27: f"a file would be larger than is allowed (`ulimit -f`): raise that, or point {place} elsewhere",
+        }
+        if number == errno.ENOMEM:
+            raise TrainingError(
+                f"{doing} failed: memory ran out",
+                where=str(where),
+                fix="give the same command again once there is more, it goes on at the last checkpoint; or run fewer "
+                "jobs at once, set hardware.micro_batch or hardware.eval_batch, or hardware.recompute",
+            ) from error
+        if number not in fixes:
+            raise
+        place = str(getattr(error, "filename", None) or where)
+        raise StoreError(f"{doing} failed: {os.strerror(number)}", where=place, fix=fixes[number]) from error
+
+
+def _refusal(error: Exception) -> int | None:
+    """The operating system's error number; safetensors, pyarrow and torch have it in their text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return errno.ENOMEM
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, ImportError) and isinstance(cause, Exception):  # libraries tell of their own in other words
+        return _refusal(cause)
+    said = re.search(r"(?:os error |\[Errno )(\d+)", str(error))
+    return int(said.group(1)) if said else None
+
+
+_NO_MEMORY = re.compile(  # torch on a processor, on a GPU; the loader of libraries; others
+    r"can't allocate memory|out of memory|failed to map segment|cannot allocate memory", re.IGNORECASE
+)

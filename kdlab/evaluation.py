@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from kdlab import provenance, runner, supplies
-from kdlab.artifacts import Artifact, Store, disk_errors, write_json
+from kdlab.artifacts import Artifact, Store, write_json
 from kdlab.config import Crosslingual, Reasoning, Run
 from kdlab.context import Requests
-from kdlab.errors import ConfigError, DataError, KdlabError, StoreError
+from kdlab.errors import ConfigError, DataError, KdlabError, StoreError, disk_errors
 from kdlab.graph import Graph, Stage
 from kdlab.methods import evaluation as planning
 from kdlab.models.architectures import longest_input

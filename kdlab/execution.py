@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdlab.config import Hardware, Run
 from kdlab.context import Requests
-from kdlab.errors import KdlabError
+from kdlab.errors import KdlabError, disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def execute(folder: RunDirectory, *, brief: bool = False, renewed: set[str]) -> 
 
     if not first_process():
         return execute_alone(folder, brief=brief, renewed=renewed)
-    with Store(folder.run.store).locked(f"run-{folder.run_id}", waiting):
+    with disk_errors("the run", folder.path), Store(folder.run.store).locked(f"run-{folder.run_id}", waiting):
         alone = os.environ.get("WORLD_SIZE", "1") == "1"
         if waited and brief and alone and not folder.run.fresh and folder.result() is not None:
             print(f"done  {folder.path}: that process has finished it", flush=True)
@@ -47,7 +47,7 @@ def execute_alone(folder: RunDirectory, *, brief: bool, renewed: set[str]) -> in
     from rich.console import Console
 
     from kdlab import runner
-    from kdlab.artifacts import Artifact, Store, disk_errors
+    from kdlab.artifacts import Artifact, Store
     from kdlab.config import Crosslingual, Reasoning
     from kdlab.engine.progress import Display
     from kdlab.engine.tracking import Tracker

@@ -23,8 +23,8 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from kdlab.artifacts import disk_errors, write_text
-from kdlab.errors import HubError, ModelError, StoreError
+from kdlab.artifacts import write_text
+from kdlab.errors import HubError, ModelError, StoreError, disk_errors
 from kdlab.integrity import checksum
 
 Kind = Literal["model", "dataset"]

@@ -17,10 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from kdlab.artifacts import disk_errors
 from kdlab.config import Crosslingual, Hardware, Reasoning, Run
 from kdlab.data.rows import Row, read_rows
-from kdlab.errors import ConfigError, DataError, ModelError, StoreError
+from kdlab.errors import ConfigError, DataError, ModelError, StoreError, disk_errors
 from kdlab.methods.reasoning import letters, task_key
 from kdlab.runs import Record
 

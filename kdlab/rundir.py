@@ -24,9 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kdlab.artifacts import SMALL, Artifact, disk_errors, read_json, write_json, write_text
+from kdlab.artifacts import SMALL, Artifact, read_json, write_json, write_text
 from kdlab.config import PLACEMENT, Run
-from kdlab.errors import ConfigError, StoreError
+from kdlab.errors import ConfigError, StoreError, disk_errors
 from kdlab.graph import Graph
 from kdlab.integrity import checksum
 from kdlab.showing import redact
@@ -164,7 +164,8 @@ class RunDirectory:
             except OSError:
                 shutil.copy2(file, scratch / file.name)  # with its time, see `_as_linked`
         (scratch / "README.md").write_text(card, encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(target)
         os.rename(scratch, target)
 
     def write_result(self, result: Mapping[str, Any]) -> None:

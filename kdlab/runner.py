@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from kdlab import provenance
-from kdlab.artifacts import Artifact, Store, disk_errors
+from kdlab.artifacts import Artifact, Store
 from kdlab.config import Hardware
 from kdlab.context import Context, Requests
-from kdlab.errors import HubError, StoreError
+from kdlab.errors import HubError, StoreError, disk_errors
 from kdlab.graph import Graph, Stage
 
 REQUESTS = Requests()  # how endpoints are asked, unless told otherwise
@@ -69,7 +69,7 @@ def states(graph: Graph, store: Store, fresh: list[str], renewed: Collection[str
         elif name not in needed and not damaged:
             found[name] = "idle"
         else:
-            interrupted = stage.pinned and any(store.building(stage.artifact).glob("work/*"))
+            interrupted = stage.pinned and store.interrupted(stage.artifact)
             found[name] = "resume" if interrupted else "run"
             needed |= {need.fingerprint for need in stage.needs()}
     return found

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdlab import interruption
-from kdlab.artifacts import MANIFEST, Store, disk_errors, write_json
-from kdlab.errors import ConfigError, KdlabError, StoreError
+from kdlab.artifacts import MANIFEST, Store, write_json
+from kdlab.errors import ConfigError, KdlabError, StoreError, disk_errors
 from kdlab.report.jobs import Standing, State, jobs_table
 from kdlab.rundir import Status, alive, read
 from kdlab.showing import redact

@@ -26,10 +26,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kdlab.artifacts import disk_errors, write_json
+from kdlab.artifacts import write_json
 from kdlab.checks import suggest
 from kdlab.config import PLACEMENT, Crosslingual, Reasoning, Run
-from kdlab.errors import ConfigError, KdlabError, StoreError, bug
+from kdlab.errors import ConfigError, KdlabError, StoreError, bug, disk_errors
 from kdlab.showing import redact
 
 if TYPE_CHECKING:

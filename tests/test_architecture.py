@@ -82,7 +82,7 @@ ALLOWED = {
         "runs",
         "supplies",
     },
-    "prediction": {"artifacts", "data", "engine", "methods", "runs", "stages"},
+    "prediction": {"data", "engine", "methods", "runs", "stages"},
     "execution": {"artifacts", "engine", "graph", "report", "rundir", "runner"},
     "workers": {"errors"},
     "sweep": {"artifacts", "report", "rundir", "workers"},

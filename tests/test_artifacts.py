@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from kdlab.artifacts import MANIFEST, Artifact, Store, disk_errors, write_json
-from kdlab.errors import StoreError, TrainingError
+from kdlab.artifacts import MANIFEST, Artifact, Store, write_json
+from kdlab.errors import StoreError, TrainingError, disk_errors
+from lab import permissions_hold
 
 BUILDER = """
 import sys, time
@@ -366,25 +367,16 @@ def test_a_full_disk_while_publishing_loses_nothing(store: Store, monkeypatch: p
     assert (store.building("one-1") / "a.txt").read_text() == "new"
 
 
-def test_a_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     folder = tmp_path / "read-only"
     folder.mkdir()
-    if os.geteuid() == 0:  # nothing is forbidden to root
-
-        def mkdir(self: Path, *_: Any, **__: Any) -> None:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-
-        monkeypatch.setattr(Path, "mkdir", mkdir)
-    else:
-        folder.chmod(0o555)
+    folder.chmod(0o555)
     store = Store(folder / "store")
-    try:
+    with permissions_hold():
         for attempt in (lambda: store.begin("one-1"), lambda: store.locked("one-1").__enter__()):
             with pytest.raises(StoreError, match="creating the store failed") as caught:
                 attempt()
             assert "store=" in str(caught.value.fix)
-    finally:
-        folder.chmod(0o755)
     assert store.find("one-1") is None
 
 

@@ -29,7 +29,7 @@ from cot import completion
 from kdlab.artifacts import Store
 from kdlab.data.demo import coin_flip
 from kdlab.stages.tokenise import _words
-from lab import Done, Lab
+from lab import Done, Lab, permissions_hold
 from toy import encoder
 
 pytestmark = pytest.mark.xdist_group("bad_input")
@@ -496,15 +496,17 @@ def test_rows_of_a_task(case: Case, lab: Lab, tmp_path: Path) -> None:
     check(case, lab, tmp_path)
 
 
-def test_rows_that_may_not_be_read(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the operating system refuses them; the tests may be root's, to whom nothing is refused."""
+def test_rows_that_may_not_be_read(lab: Lab, tmp_path: Path) -> None:
+    def refused(root: Path) -> Path:
+        file = root / "a.csv"
+        file.write_text(GOOD)
+        file.chmod(0o000)
+        return file
 
-    def refuse(path: Path) -> str:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr("kdlab.pins.checksum", refuse)
-    case = data("no permission", "a.csv", GOOD, "a.csv can't be read: Permission denied", "make it readable")
-    check(case, lab, tmp_path)
+    with permissions_hold():
+        check(
+            made("no permission", refused, "a.csv can't be read: Permission denied", "make it readable"), lab, tmp_path
+        )
 
 
 # Models

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -20,16 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdlab import artifacts, compose, sweep
-from kdlab.artifacts import MANIFEST, Store, disk_errors, write_json
+from kdlab.artifacts import MANIFEST, Store, write_json
 from kdlab.engine import loop
-from kdlab.errors import StoreError, TrainingError
+from kdlab.errors import StoreError, TrainingError, disk_errors
 from kdlab.graph import Graph, Stage
 from kdlab.integrity import kept_lines, sealed, unsealed
 from kdlab.rundir import used_artifacts
-from lab import TINY, Lab, run_folder, script
+from lab import TINY, Lab, permissions_hold, run_folder, script
 
 RUN = f"method=ft {TINY}"
-NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -87,26 +86,51 @@ def test_a_disk_that_became_read_only(disk: ModuleType, whole: Path, tmp_path: P
         assert disk.train(place, RUN.split()) == (0, "") and disk.state(place) == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_folders_of_somebody_else(lab: Lab, whole: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:  # pytest's own are closed to others
-        place = Path(scratch)
-        place.chmod(0o755)
-        shutil.copytree(whole, place / "kept")
-        (place / "open").mkdir()
-        (place / "open").chmod(0o777)
-        before = {path: path.stat().st_mtime_ns for path in (place / "kept").rglob("*")}
-        cases = [(0o755, "kept", "open"), (0o755, "open", "kept"), (0o755, "kept", "kept"), (0o700, "kept", "open")]
-        for mode, store, outputs in cases:
-            (place / "kept").chmod(mode)
-            os.seteuid(NOBODY)
-            try:
-                done = lab.command(f"train {RUN} store={place / store / 'artifacts'} outputs={place / outputs}")
-            finally:
-                os.seteuid(0)
-            assert done.code == 2 and done.err.count("error: ") == 1, (store, outputs, done)
-            assert "Permission denied" in done.err and "make it readable" in done.err
-        assert {path: path.stat().st_mtime_ns for path in (place / "kept").rglob("*")} == before
+LOCKED, CLOSED = 0o555, 0o000  # may be read, and nothing
+
+
+def folders(whole: Path) -> list[Path]:
+    """Those of a finished run and its store."""
+    return [whole, *(path for path in whole.rglob("*") if path.is_dir())]
+
+
+def files(whole: Path) -> list[Path]:
+    """Those of its run folder and of one artifact."""
+    (student,) = (whole / "artifacts").glob("finetune-*")
+    return [path for folder in (run_folder(whole), student) for path in folder.iterdir() if path.is_file()]
+
+
+@pytest.mark.parametrize("mode", [LOCKED, CLOSED])
+@pytest.mark.parametrize(
+    ("more", "places"),
+    [("", folders), ("", files), pytest.param("method.student.lr=0.002", folders, marks=pytest.mark.slow)],
+    ids=["folders", "files", "folders-new"],
+)
+def test_what_permissions_forbid(
+    disk: ModuleType, whole: Path, tmp_path: Path, mode: int, more: str, places: Callable[[Path], list[Path]]
+) -> None:
+    """Each folder and file in turn: the command needs it not, or says so; and nothing is spoilt."""
+    before, refused = disk.state(whole), 0
+    for number, place in enumerate(places(whole)):
+        here = tmp_path / f"{number}"
+        shutil.copytree(whole, here)
+        forbidden = here / place.relative_to(whole)
+        was = forbidden.stat().st_mode
+        forbidden.chmod(mode)
+        try:
+            with permissions_hold():
+                code, said = disk.train(here, [*RUN.split(), *more.split()])
+        finally:
+            forbidden.chmod(was)
+        if code != 0:
+            refused += 1
+            assert code == 2 and said.count("error: ") == 1, (forbidden, said)
+            assert "Permission denied" in said and "  fix: " in said and "readable" in said, (forbidden, said)
+        assert Store(here / "artifacts").verify() == [], forbidden
+        if not more:
+            assert disk.train(here, RUN.split()) == (0, "") and disk.state(here) == before, forbidden
+        shutil.rmtree(here)
+    assert refused >= (places is folders)
 
 
 # memory

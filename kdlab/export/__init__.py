@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kdlab import provenance
-from kdlab.artifacts import MANIFEST, disk_errors, write_json
-from kdlab.errors import ModelError, StoreError
+from kdlab.artifacts import MANIFEST, write_json
+from kdlab.errors import ModelError, StoreError, disk_errors
 from kdlab.export.folder import NAME, check_target, staged
 from kdlab.integrity import checksum
 from kdlab.report.card import model_card

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from kdlab import provenance
-from kdlab.artifacts import Damaged, disk_errors, write_text
+from kdlab.artifacts import Damaged, write_text
 from kdlab.checks import suggest
 from kdlab.data.answers import bootstrap
 from kdlab.data.languages import ORIGINAL
-from kdlab.errors import ConfigError, StoreError
+from kdlab.errors import ConfigError, StoreError, disk_errors
 from kdlab.graph import canonical
 from kdlab.report import expected as papers
 from kdlab.report.predictions import load

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdlab.artifacts import disk_errors, write_text
+from kdlab.artifacts import write_text
 from kdlab.data.glue import HIDDEN_SETS, HIGHEST, HiddenSet
-from kdlab.errors import DataError, StoreError
+from kdlab.errors import DataError, StoreError, disk_errors
 
 HEADER = "index\tprediction"
 ARCHIVE = "submission.zip"

@@ -15,8 +15,8 @@ from rich import box
 from rich.table import Table
 
 from kdlab import provenance
-from kdlab.artifacts import Store, disk_errors, write_json
-from kdlab.errors import StoreError
+from kdlab.artifacts import Store, write_json
+from kdlab.errors import StoreError, disk_errors
 from kdlab.graph import Stage
 from kdlab.report.languages import MODES, group_name, languages
 from kdlab.report.summary import hundredfold, metric_name, split_of
