@@ -38,10 +38,10 @@ demo-cot: install  ## Fine-tune-CoT from scratch on two embedded tasks (some min
 demo-musc: install  ## Train on translations and ask with them, in four languages, from scratch (some minutes)
 	$(DEMO_MUSC)
 
-test: install  ## Run the tests that need neither the network nor ../shared, but for three slow ones
+test: install  ## Run the tests that need neither the network nor ../shared, but for some slow ones
 	$(HERMETIC) -m "not real and not slow"
 
-test-slow: install  ## Run those three: launchers and kill -9, again and again, in processes of their own
+test-slow: install  ## Run those: launchers, kill -9, and every method where one of each kind is in `make test`
 	$(HERMETIC) -m "slow and not real"
 
 test-all: test test-slow  ## Run all tests that need neither the network nor ../shared

@@ -57,6 +57,7 @@ class Stage:
     places: Mapping[str, str] = field(
         default_factory=dict
     )  # paths of local things, by the value that names their content
+    tried: str | None = None  # called with the arguments before the first stage starts: raises what is wrong with them
     after: tuple[Stage, ...] = ()  # must have passed before this one starts; not part of the identity
     version: int = 1  # raised when the function's result changes for the same values
     of_machine: bool = False  # tells of this machine, so that a run elsewhere is still the same run

@@ -106,7 +106,10 @@ def run(
     look = _inspected if _first() else states
     plan = _agreed(look(graph, store, fresh, renewed), hardware)
     again = graph.dependents(fresh).difference(renewed)
-    for stage in _data_first(graph):
+    stages = _data_first(graph)
+    if _first():
+        _try([stage for stage in stages if plan[stage.fingerprint] in ("run", "resume")])
+    for stage in stages:
         if plan[stage.fingerprint] == "idle":
             continue
         cached = plan[stage.fingerprint] == "cached"
@@ -166,6 +169,14 @@ def _data_first(graph: Graph) -> list[Stage]:
         if stage.work.checkpoint or any(need.fingerprint in late for need in stage.needs()):
             late.add(stage.fingerprint)
     return sorted(graph, key=lambda stage: stage.fingerprint in late)
+
+
+def _try(stages: list[Stage]) -> None:
+    """Have what later stages are given looked at before the first one starts: weights that can't be used, say."""
+    for stage in stages[1:]:
+        if stage.tried is not None:
+            module, _, name = stage.tried.partition(":")
+            getattr(importlib.import_module(module), name)(**stage.arguments())
 
 
 def _obtain(

@@ -23,9 +23,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import writers
 from cot import SMALL as SMALLEST
 from cot import WORDS as COIN
 from cot import completion
+from endpoint_server import serving
 from kdlab.artifacts import Store
 from kdlab.data.demo import coin_flip
 from kdlab.stages.tokenise import _words
@@ -688,6 +690,46 @@ def test_models(case: Case, lab: Lab, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     check(case, lab, tmp_path)
     assert not list(tmp_path.rglob("RAN"))
+
+
+UNFIT: dict[str, Callable[[Path], Any]] = {
+    "hold NaN or infinity": lambda f: reweigh(f, lambda w: w[QUERY].fill_(float("nan"))),
+    "1 weights are missing": lambda f: reweigh(f, lambda w: w.pop(QUERY)),
+    "[8, 16]": lambda f: reweigh(f, lambda w: w.update({QUERY: torch.zeros(8, 16)})),
+    "more than plain tensors": lambda f: pickled(f, {"weight": Payload()}),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+@pytest.mark.parametrize("method", ["kd", "cr_ild", "lti", "joint", "ft", "musc"])
+def test_a_student_that_can_not_be_loaded_is_found_before_anything_is_made(
+    what: str, method: str, lab: Lab, tmp_path: Path
+) -> None:
+    folder = MODEL.copy(tmp_path / "student")
+    UNFIT[what](folder)
+    words = f"train method={method} task=demo/nli model=minilm_6_to_3 model.student.init=pretrained"
+    words += f" model.student.id={folder} model.student.num_layers=null"
+    if method == "musc":
+        words = f"train method=musc task=demo/sentiment_xx translator=rules model=mbert model.student.id={folder}"
+    elif method != "ft":
+        words += f" model.teacher.id={MODEL.folder}"
+    words += " task.max_length=16 debug=fast tracking=none hardware=cpu"
+    done = lab.command(f"{words} store={tmp_path / 'store'} outputs={tmp_path / 'outputs'}")
+    assert done.code == 2 and what in done.err and done.err.count("error: ") == 1 and str(folder) in done.err
+    assert list((tmp_path / "store").glob("*/manifest.json")) == [] and done.stages("done") == []
+
+
+def test_a_writer_that_can_not_be_loaded_is_found_before_a_teacher_is_paid(lab: Lab, tmp_path: Path) -> None:
+    model = writers.writer("gpt2")
+    model.transformer.h[1].mlp.c_fc.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "student")
+    writers.words().save_pretrained(tmp_path / "student")
+    with serving() as teacher:
+        words = f"train method=ft_cot task=demo/coin_flip model=gpt2 model.student.id={tmp_path / 'student'} "
+        words += "rationales=openai rationales.model=oracle rationales.price.input=1 rationales.price.output=1 "
+        words += f"rationales.base_url={teacher.url} debug=fast tracking=none hardware=cpu"
+        done = lab.command(f"{words} store={tmp_path / 'store'} outputs={tmp_path / 'outputs'}")
+    assert done.code == 2 and "hold NaN or infinity" in done.err and teacher.tries.total() == 0
 
 
 # Rows to be answered by a finished student

@@ -152,7 +152,13 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "seconds", "every"), [("fp32", 0.0, 1), ("fp32", 1e9, 3), ("bf16", 0.0, 7), ("bf16", 1e9, 7)]
+    ("precision", "seconds", "every"),
+    [
+        pytest.param("fp32", 0.0, 1, marks=pytest.mark.slow),
+        ("fp32", 1e9, 3),
+        ("bf16", 0.0, 7),
+        pytest.param("bf16", 1e9, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_at_any_moment_and_given_again(
     precision: str, seconds: float, every: int, run: Callable[..., dict[str, Any]], tmp_path: Path

@@ -424,6 +424,12 @@ def lines_of_several_languages() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", lines_of_distillation(), ids=" ".join)
+def test_every_yaml_composes(words: list[str]) -> None:
+    check_composed(words, "ft", "kd", "cr_ild")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", lines_of_distillation(), ids=" ".join)
 def test_every_yaml_composes_with_every_method(words: list[str]) -> None:
     check_composed(words, *presets("method", "distillation"))
 

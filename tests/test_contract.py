@@ -42,6 +42,18 @@ VARIANTS = {  # switches of the presets, and conditions, under the same contract
 }
 # Those of one preset run on one worker, which has trained it.
 CASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in [*METHODS, *VARIANTS]]
+INTERRUPTED = {
+    "ft",
+    "joint",
+    "kd",
+    "pkd",
+    "tinybert",
+    "minilm_v2",
+    "mixkd",
+    "cr_ild",
+    "narrow",
+    "conditions",
+}  # the rest: slow
 KEYS = {
     "run": {"name", "method", "task", "model", "seed", "precision", "select_on"},
     "student": {"scores", "selection", "head", "path", "parameters", "bytes", "flops_per_example", "latency_ms"},
@@ -236,7 +248,13 @@ def other_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("other"))
 
 
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in INTERRUPTED else [pytest.mark.slow])])
+        for name in [*METHODS, *VARIANTS]
+    ],
+)
 def test_interrupted_in_each_stage_it_ends_with_the_same_bits(
     method: str, runs: Any, lab: Lab, other_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -218,6 +218,7 @@ def test_a_language_without_test_labels_is_told_and_in_no_mean(lab: Lab, tmp_pat
     assert any("test.es have no labels" in warning["text"] for warning in result["warnings"])
 
 
+@pytest.mark.slow  # of another family: test_kill
 def test_kill_9_in_training_leaves_no_trace(runs: Runs, lab: Lab, tmp_path: Path) -> None:
     """A run that is killed between two checkpoints and given again ends with the weights of an unbroken one."""
     folder, _ = runs("musc")

@@ -451,7 +451,10 @@ def one_layer(name: str) -> dict[str, Any]:
     return {"n_layers" if name == "distilbert" else "num_hidden_layers": 1}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("bert", "deberta-v2") else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
 def test_onnx_of_every_architecture(name: str, alone: Record, tmp_path: Path) -> None:
     """With padding, segments where the model has them, and rows as long as it reads; roberta gives a number."""
     number = {"num_labels": 1, "problem_type": "regression"} if name == "roberta" else {}

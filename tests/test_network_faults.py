@@ -148,6 +148,7 @@ def test_a_fault_that_stays_is_told_and_leaves_nothing_half(server: FakeHub, nam
     assert whole(hub.get(part(server)), MODEL, "config.json", "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LASTING if name not in ("busy with files", "short", "spoilt")])
 def test_the_same_with_a_data_set(server: FakeHub, name: str) -> None:
     fault, what, fix = LASTING[name]

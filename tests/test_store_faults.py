@@ -26,6 +26,7 @@ from kdlab.errors import StoreError, TrainingError, disk_errors
 from kdlab.graph import Graph, Stage
 from kdlab.integrity import kept_lines, sealed, unsealed
 from kdlab.rundir import used_artifacts
+from kdlab.translators.memory import Entry, Memory, memory_path
 from lab import TINY, Lab, permissions_hold, run_folder, script
 
 RUN = f"method=ft {TINY}"
@@ -379,6 +380,17 @@ def test_verify_looks_at_journals(lab: Lab, tmp_path: Path) -> None:
     done = lab.command(f"store verify --store {tmp_path}")
     assert done.code == 2 and "damaged: journals/m.jsonl: line 1: this line has no key" in done.out
     assert "1 damaged files" in done.out and "paid for, again" in done.out
+
+
+def test_verify_looks_at_translations(lab: Lab, tmp_path: Path) -> None:
+    file = memory_path(tmp_path / "translations", "test", {})
+    with Memory(file, {}) as memory:
+        memory.add({"a dog": Entry("un perro")}, "en", "es")
+    assert lab.command(f"store verify --store {tmp_path}").code == 0
+    file.write_bytes(file.read_bytes().replace(b"un perro", b"un gatto"))
+    done = lab.command(f"store verify --store {tmp_path}")
+    assert done.code == 2 and f"translations/{file.name}: 1 rows are not as they were written" in done.out
+    assert "1 damaged files" in done.out and "translated again" in done.out
 
 
 # what a hostile reader found

@@ -448,9 +448,8 @@ def kill_when_it_runs(place: Path, ended: threading.Event) -> None:
 
 @as_commands
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    "launcher", ["joblib hydra.launcher.n_jobs=2", pytest.param("submitit_local", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # joblib: below
+@pytest.mark.parametrize("launcher", ["joblib hydra.launcher.n_jobs=2", "submitit_local"])
 def test_a_launcher_runs_what_can_run(launcher: str, tmp_path: Path) -> None:
     """Three jobs: one lacks a column, the process of one is killed, one finishes; then the killed one does, too."""
     line = f"{TINY} hardware.threads=0 method=ft name=mine hydra/launcher={launcher}"
@@ -499,6 +498,7 @@ def test_all_processes_of_joblib_end_with_the_command(tmp_path: Path) -> None:
 
 
 @as_commands
+@pytest.mark.slow  # a killed run: test_kill
 @pytest.mark.timeout(400)
 def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
     """kill -9 of the command while its second job trains: its processes end, and the same command finishes the rest."""
@@ -543,7 +543,7 @@ TWO = f"{TINY} hardware=cpu method=ft name=mine 'task.text=[txet],[premise,hypot
 
 
 @as_commands
-@pytest.mark.slow  # torchrun: test_distributed; hardware.processes: below
+@pytest.mark.slow  # of one run: test_distributed
 @pytest.mark.timeout(300)
 def test_torchrun_runs_each_job_once(tmp_path: Path) -> None:
     """The first job fails, the second is trained by both processes; neither has two folders."""
@@ -566,6 +566,7 @@ def test_torchrun_runs_each_job_once(tmp_path: Path) -> None:
 
 
 @as_commands
+@pytest.mark.slow  # by torchrun: test_distributed
 @pytest.mark.timeout(300)
 def test_a_run_in_processes_of_its_own(tmp_path: Path, lab: Lab) -> None:
     """hardware.processes=2 trains what one process trains, up to rounding, in one folder."""

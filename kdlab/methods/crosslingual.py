@@ -305,6 +305,7 @@ class Builder:
             },
             inputs={"data": data, **({"sets": sets} if needs_sets and sets is not None else {})},
             places={} if self.model.place is None else {"model": self.model.place},
+            tried="kdlab.stages.encoder:try_weights",
             after=after,
             parallel=True,
             work=self.work(),

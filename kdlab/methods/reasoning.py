@@ -354,6 +354,7 @@ class Builder:
             },
             inputs={"data": encoded} | ({"questions": questions} if selects else {}),
             places=places,
+            tried="kdlab.stages.generation:try_weights",
             parallel=True,
             work=self.work(),
         )

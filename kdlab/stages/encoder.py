@@ -30,6 +30,13 @@ CURVE_SEED = 0  # of the rows that curves are drawn from: the same for every run
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def try_weights(**values: Any) -> None:
+    """Load what a stage is going to start from, and let go of it. Raises what `load_encoder` raises."""
+    for spec in (values.get("model"), values.get("student")):
+        if spec is not None and spec.get("init") == "pretrained":
+            load_encoder(spec, num_labels=2, kind="classification", labels=None, attention="eager", seed=0)
+
+
 class TaskData:
     """A tokenised task: its splits, labels and tokenizer."""
 

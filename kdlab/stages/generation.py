@@ -182,6 +182,12 @@ def named_generator(
     return model, tokenizer
 
 
+def try_weights(*, model: Mapping[str, Any], **_: Any) -> None:
+    """Load what a stage is going to start from, and let go of it. Raises what `load_generator` raises."""
+    if model.get("init") == "pretrained":
+        load_generator(model, attention=KERNEL, seed=0)
+
+
 # Answering
 
 

@@ -159,6 +159,8 @@ class _Asking:
                 cut=None if model is None else lambda: model.cut,
                 progress=self._progress(job),
             )
+            if memory.damaged:
+                self.ctx.note(f"damaged: {memory.damaged} rows of {memory.path}; their texts are translated again")
 
     def _progress(self, job: Mapping[str, str]) -> Callable[[int, int], None]:
         started = shown = time.monotonic()

@@ -31,6 +31,7 @@ def main(words: list[str]) -> int:
         return 0
     if given.action == "verify":
         from kdlab.rationales.journal import MEND, damaged_lines
+        from kdlab.translators import memory
 
         damage = shelf.verify()
         journals = [
@@ -38,14 +39,22 @@ def main(words: list[str]) -> int:
             for file in sorted((shelf.root / "journals").glob("*.jsonl"))
             for line in damaged_lines(file)
         ]
-        for line in [*damage, *journals]:
+        memories = [
+            f"{file.relative_to(shelf.root)}: {line}"
+            for file in sorted((shelf.root / "translations").glob("*.sqlite3"))
+            for line in memory.damage(file)
+        ]
+        lines = [*damage, *journals, *memories]
+        for line in lines:
             console.print(f"damaged: {line}", markup=False, soft_wrap=True)
-        console.print(f"{len(shelf.artifacts())} artifacts, {len(damage) + len(journals)} damaged files")
+        console.print(f"{len(shelf.artifacts())} artifacts, {len(lines)} damaged files")
         if damage:
             console.print(f"fix: {AGAIN}", markup=False, soft_wrap=True)
         if journals:
             console.print(f"fix: {MEND}", markup=False, soft_wrap=True)
-        return 2 if damage or journals else 0
+        if memories:
+            console.print(f"fix: {memory.MEND}", markup=False, soft_wrap=True)
+        return 2 if lines else 0
     from kdlab.rundir import used_artifacts
 
     folders = [Path(folder) for folder in given.outputs]
