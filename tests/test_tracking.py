@@ -228,7 +228,9 @@ def test_a_failing_wandb_does_not_stop_the_run(tmp_path: Path, caplog: pytest.Lo
         run.log({"global_step": 1, "loss": 1.0})
         run.log({"global_step": 2, "loss": 1.0})
         run.finish({})
-    assert warnings_of(caplog) == ["wandb failed; the run goes on untracked (the service is gone)"]
+    assert warnings_of(caplog) == [
+        "wandb failed; the run goes on without it, and `kdlab sync` with its folder sends it (the service is gone)"
+    ]
 
 
 def test_without_fall_back_a_failure_is_an_error(tmp_path: Path) -> None:

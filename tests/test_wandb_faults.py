@@ -1,13 +1,18 @@
-"""A server of Weights & Biases that refuses, fails or is something else: the run goes on offline and loses nothing."""
+"""Weights & Biases that refuses, fails, dies in the middle, or is something else: the run goes on and loses nothing."""
 
 from __future__ import annotations
 
+import gc
+import gzip
+import json
 import logging
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,68 +31,169 @@ FAULTS = {
 }
 
 
+class Server(ThreadingHTTPServer):
+    """As much of wandb's server as a run needs. fault: what it does instead, a status and a body; 0 answers nothing."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.fault: tuple[int, bytes] | None = None
+        self.asked: list[str] = []
+        self.points: list[dict[str, Any]] = []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *_: object) -> None:
+        """A client that is gone is no error."""
+
+    def answer(self, path: str, body: bytes) -> dict[str, Any]:
+        told = json.loads(body or b"{}")
+        if "graphql" not in path:
+            for file, lines in told.get("files", {}).items():
+                self.points += [json.loads(line) for line in lines["content"] if file == "wandb-history.jsonl"]
+            return {}
+        if "upsertBucket" in told["query"]:
+            project = {"id": "p", "name": "kdlab", "entity": {"id": "e", "name": "me"}}
+            bucket = {"id": "x", "name": "a1", "displayName": "run", "project": project, "historyLineCount": 0}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if "createRunFiles" in told["query"]:
+            files = [{"name": name, "uploadUrl": f"{self.url}/{name}"} for name in told["variables"]["files"]]
+            return {"data": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}}
+        return {"data": {}}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        self.server.asked.append(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        status, content = self.server.fault or (200, b"")
+        if not status:
+            time.sleep(3)
+            return
+        if self.server.fault is None and self.command == "POST":
+            content = json.dumps(self.server.answer(self.path, body)).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_HEAD = do_PUT = do_POST
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 @pytest.fixture
-def wandb_server(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[list[str]]:
-    """A server that answers everything with a fault, and is the one that is configured; the paths that it was asked."""
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """The server that is configured."""
     import wandb
 
-    status, body = FAULTS[request.param]
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(self.path)
-            if not status:
-                time.sleep(3)
-                return
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_HEAD = do_POST
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    server = Server()
     wandb.teardown()
     for name in ("WANDB_MODE", "WANDB_SILENT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setattr("kdlab.engine.tracking.INIT_SECONDS", 1.0)
+    monkeypatch.setattr("kdlab.engine.tracking.FINISH_SECONDS", 2.0)
     monkeypatch.chdir(tmp_path)
-    yield asked
-    wandb.teardown()
+    yield server
+    wandb.teardown()  # as at the end of a process: raises if the service has died and nobody has let go of it
     server.shutdown()
     server.server_close()
 
 
-@pytest.mark.parametrize("wandb_server", FAULTS, indirect=True)
-def test_the_run_goes_on_offline(wandb_server: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def tracker(folder: Path) -> Tracker:
     settings = Tracking(name="wandb", mode="online")
+    return Tracker(settings, run_id="a1", name="run", group=None, job_type=None, tags=[], config={}, folder=folder)
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("kdlab")]
+
+
+def kept(folder: Path) -> list[float]:
+    """Of the points in wandb's own files, which are there online too."""
+    files = [wandb_file.read(path) for path in folder.glob("wandb/*/*.wandb")]
+    return [point["loss"] for file in files for point in file.points if "loss" in point]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_run_goes_on_offline(name: str, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server.fault = FAULTS[name]
     started = time.monotonic()
-    with (
-        caplog.at_level(logging.WARNING),
-        Tracker(
-            settings, run_id="a1", name="run", group=None, job_type=None, tags=[], config={}, folder=tmp_path / "run"
-        ) as run,
-    ):
+    with caplog.at_level(logging.WARNING), tracker(tmp_path / "run") as run:
         assert run.mode == "offline" and run.url is None
         for step in (1, 2, 3):
             run.log({"global_step": step, "loss": 1.0 / step})
         run.finish({"score": 0.5})
     assert time.monotonic() - started < 30
-    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("kdlab")]
+    (warning,) = complaints(caplog)
     assert warning.startswith("wandb can't be reached; the run is tracked offline") and "\n" not in warning
     assert KEY not in caplog.text
-    kept = [point for file in wandb_file.read_folder(tmp_path / "run") for point in file.points]
-    assert [point["loss"] for point in kept] == [1.0, 1.0 / 2, 1.0 / 3]
-    assert wandb_server  # it was asked
+    (file,) = wandb_file.read_folder(tmp_path / "run")
+    assert [point["loss"] for point in file.points] == [1.0, 1.0 / 2, 1.0 / 3]
+    assert server.asked
+
+
+def test_a_server_that_takes_all(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), tracker(tmp_path / "run") as run:
+        assert run.mode == "online" and str(run.url).startswith(server.url)
+        for step in (1, 2, 3):
+            run.log({"global_step": step, "loss": 1.0 / step})
+        run.finish({"score": 0.5})
+    assert complaints(caplog) == []
+    assert [point["loss"] for point in server.points] == [1.0, 1.0 / 2, 1.0 / 3]
+
+
+def killed(server: Server) -> None:
+    """The service of wandb, as when memory runs out."""
+    (service,) = [one for one in gc.get_objects() if isinstance(one, subprocess.Popen) and one.returncode is None]
+    assert "wandb" in str(service.args)
+    service.kill()
+    service.wait()
+
+
+def fails(name: str) -> Callable[[Server], None]:
+    def change(server: Server) -> None:
+        server.fault = FAULTS[name]
+
+    return change
+
+
+SENT = "wandb has not taken all points; `kdlab sync` with the run's folder sends them"
+DYING: dict[str, tuple[Callable[[Server], None], str]] = {
+    "its service is killed": (killed, "wandb failed; the run goes on without it, and `kdlab sync`"),
+    "its server refuses": (fails("wrong key"), SENT),
+    "its server is broken": (fails("broken"), SENT),
+    "its server is silent": (fails("no answer"), SENT),
+    "its server is gone": (lambda server: server.server_close(), SENT),
+}
+
+
+@pytest.mark.parametrize("name", DYING)
+def test_it_dies_in_the_middle(name: str, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it took until then is kept, nothing waits longer than it may, and one line says what to do."""
+    change, said = DYING[name]
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING), tracker(tmp_path / "run") as run:
+        assert run.mode == "online"
+        for step in range(1, 21):
+            run.log({"global_step": step, "loss": 1.0 / step})
+            if step == 10:
+                time.sleep(2.2)  # its log is flushed every two seconds
+                change(server)
+        run.finish({"score": 0.5})
+    assert time.monotonic() - started < 30
+    (warning,) = complaints(caplog)
+    assert warning.startswith(said) and "\n" not in warning and KEY not in caplog.text
+    assert kept(tmp_path / "run")[:9] == [1.0 / step for step in range(1, 10)]  # it holds the last one back

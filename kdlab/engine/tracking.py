@@ -16,8 +16,9 @@ import logging
 import math
 import netrc
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -83,7 +84,8 @@ class Tracker:
     """A wandb run as a context manager. With mode "none" every method does nothing.
 
     It never breaks a run: if the server can't be reached the run goes on offline, if wandb itself fails it
-    goes on untracked; either way with one warning. `fall_back=False` raises TrackingError instead.
+    goes on without it; either way with one warning, as at the end if the server has not taken all that it was sent.
+    `fall_back=False` raises TrackingError instead.
     After `__enter__`, `mode` says what is really done and `url` where the run can be seen (online only).
     """
 
@@ -146,7 +148,7 @@ class Tracker:
         step = int(point.get("global_step", self._step))
         if step < self._step:
             return
-        with self._guard("wandb failed; the run goes on untracked"):
+        with self._guard("wandb failed; the run goes on without it, and `kdlab sync` with its folder sends it"):
             self._run.log({**logged(point), "global_step": step}, step=step)
             self._step = step
 
@@ -154,7 +156,8 @@ class Tracker:
         """Show a table in the run. Cells are plain values."""
         if self._run is None:
             return
-        with self._guard("wandb failed; the run goes on untracked"), _wandb_data_in(self._folder / "wandb"):
+        kept = "wandb took no table; it can be read with `kdlab samples` and in result.json"
+        with self._guard(kept, lasting=False), _wandb_data_in(self._folder / "wandb"):
             import wandb
 
             table = wandb.Table(columns=list(columns), data=redact(rows), allow_mixed_types=True)
@@ -178,9 +181,7 @@ class Tracker:
         try:
             self._start()
         except Exception as problem:
-            import wandb
-
-            wandb.teardown(exit_code=1)  # else the service still holds the run's id
+            _let_go()  # else the service still holds the run's id
             self._complain("wandb can't be reached; the run is tracked offline", problem)
 
     def _start(self) -> None:
@@ -228,15 +229,25 @@ class Tracker:
 
     def _close(self, *, exit_code: int) -> None:
         run, self._run = self._run, None
+        started = time.monotonic()
         with self._guard("wandb did not finish cleanly"):
+            log_file = Path(run.settings.log_internal)
             run.finish(exit_code=exit_code)
+            late = time.monotonic() - started >= FINISH_SECONDS
+            if self.mode == "online" and (late or _refused(log_file)):
+                self._complain("wandb has not taken all points; `kdlab sync` with the run's folder sends them", None)
 
     @contextmanager
-    def _guard(self, what: str) -> Iterator[None]:
+    def _guard(self, what: str, *, lasting: bool = True) -> Iterator[None]:
+        """lasting: what fails here fails again, so that nothing more is asked of wandb."""
         try:
             yield
+        except TrackingError:
+            raise
         except Exception as problem:
-            self._run = None
+            if lasting:
+                self._run = None
+                _let_go()
             self._complain(what, problem)
 
     def _complain(self, what: str, problem: Exception | None) -> None:
@@ -249,6 +260,23 @@ class Tracker:
             where=reason or what,
             fix="`wandb login` or WANDB_API_KEY, and a connection to the server; or tracking.mode=offline",
         ) from problem
+
+
+def _refused(log_file: Path) -> bool:
+    """Whether the server refused points for good: wandb then stops sending, and says so in its own log only."""
+    try:
+        lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any('"level":"ERROR"' in line and "/file_stream" in line for line in lines)
+
+
+def _let_go() -> None:
+    """Have wandb forget its service: at the exit of this process it would show a traceback if that has died."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown(exit_code=1)
 
 
 @contextmanager
