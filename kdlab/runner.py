@@ -108,7 +108,11 @@ def run(
     again = graph.dependents(fresh).difference(renewed)
     stages = _data_first(graph)
     if _first():
-        _try([stage for stage in stages if plan[stage.fingerprint] in ("run", "resume")])
+        try:
+            _try([stage for stage in stages if plan[stage.fingerprint] in ("run", "resume")])
+        except BaseException:
+            _tell(FAILED)  # the others follow the first stage that is to run
+            raise
     for stage in stages:
         if plan[stage.fingerprint] == "idle":
             continue
@@ -340,8 +344,11 @@ def _hear() -> int:
 
 def _follow(stage: Stage, store: Store, hardware: Hardware) -> None:
     """What a process other than the first does while the first obtains the stage."""
-    if _hear() == HIT:
+    word = _hear()
+    if word == HIT:
         return
+    if word == FAILED:
+        sys.exit(2)
     if stage.parallel:
         out = store.building(stage.artifact)
         _call(stage, store, Context(out=out, stage=stage.label, hardware=hardware))

@@ -12,6 +12,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -717,6 +719,25 @@ def test_a_student_that_can_not_be_loaded_is_found_before_anything_is_made(
     done = lab.command(f"{words} store={tmp_path / 'store'} outputs={tmp_path / 'outputs'}")
     assert done.code == 2 and what in done.err and done.err.count("error: ") == 1 and str(folder) in done.err
     assert list((tmp_path / "store").glob("*/manifest.json")) == [] and done.stages("done") == []
+
+
+@pytest.mark.slow  # of one process: above
+def test_it_ends_all_processes_of_a_run(tmp_path: Path) -> None:
+    folder = MODEL.copy(tmp_path / "student")
+    UNFIT["hold NaN or infinity"](folder)
+    line = f"train method=ft task=demo/nli model=mbert model.student.id={folder} task.max_length=16 debug=fast "
+    line += f"tracking=none hardware=cpu hardware.processes=2 outputs={tmp_path} store={tmp_path / 'artifacts'}"
+    done = subprocess.run(
+        [sys.executable, "-m", "kdlab", *line.split()],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1, done
+    assert "hold NaN or infinity" in done.stderr and "Traceback" not in done.stderr
+    assert list((tmp_path / "artifacts").glob("*/manifest.json")) == []
 
 
 def test_a_writer_that_can_not_be_loaded_is_found_before_a_teacher_is_paid(lab: Lab, tmp_path: Path) -> None:
