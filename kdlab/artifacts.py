@@ -190,12 +190,23 @@ class Store:
                     os.rename(done, folder / "work")
                     break
             (folder / "work").mkdir(parents=True, exist_ok=True)
-            for word in ("done", "replaced"):  # of a process that was killed while it published
-                for rest in folder.parent.glob(f"{name}.{word}-*"):
-                    shutil.rmtree(rest, ignore_errors=True)
+            for rest in self._rests(name):
+                shutil.rmtree(rest, ignore_errors=True)
             for left in folder.glob("*.tmp"):  # by `write_json` in a process that was killed
                 left.unlink()
         return folder
+
+    def _rests(self, name: str) -> list[Path]:
+        """What is left of a process that was killed while it published an artifact."""
+        return [rest for word in ("done", "replaced") for rest in self.root.glob(f"building/{name}.{word}-*")]
+
+    def tidy(self, name: str) -> None:
+        """Remove what was left beside an artifact that is there, if it can be removed and nobody is at it."""
+        with suppress(OSError, StoreError):
+            if self._rests(name):
+                with self._alone(name) as alone:
+                    for rest in self._rests(name) if alone and self.path(name).is_dir() else []:
+                        shutil.rmtree(rest, ignore_errors=True)
 
     def publish(self, name: str, manifest: Mapping[str, Any]) -> Artifact:
         """Seal what was built and make it findable under its name; replaces an older artifact of that name."""

@@ -119,6 +119,7 @@ def run(
         cached = plan[stage.fingerprint] == "cached"
         artifact = store.find(stage.artifact) if cached else None
         if _first() and artifact is not None:
+            store.tidy(stage.artifact)
             screen.stage_hit(stage.label, _age(artifact), other_code(artifact))
         if not cached:
             artifact, ran = _obtain(

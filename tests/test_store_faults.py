@@ -432,6 +432,20 @@ def test_what_can_not_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: py
         store.faults(name)
 
 
+def test_a_kill_just_after_the_last_rename_leaves_nothing(disk: ModuleType, whole: Path, tmp_path: Path) -> None:
+    """What was still to be removed then is removed by the next command, but not while somebody is at it."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    store = Store(tmp_path / "artifacts")
+    (name,) = [path.name for path in store.root.glob("finetune-*")]
+    for word in ("done", "replaced"):
+        (store.root / "building" / f"{name}.{word}-7").mkdir()
+        (store.root / "building" / f"{name}.{word}-7" / "model.safetensors").touch()
+    with store.locked(name):
+        assert disk.train(tmp_path, RUN.split()) == (0, "") and len(store.unfinished()) == 2
+    assert disk.train(tmp_path, RUN.split()) == (0, "") and store.unfinished() == []
+    assert disk.state(tmp_path) == disk.state(whole)
+
+
 def test_checkpoints_outlive_a_kill_just_before_the_last_rename(tmp_path: Path) -> None:
     store, name = Store(tmp_path), "toy-0123456789abcdef"
     folder = store.begin(name)
