@@ -13,12 +13,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from kdlab.errors import StoreError
-from kdlab.translators.memory import Entry, Memory, Remembered, damage, memory_path
+from kdlab.translators.memory import Entry, Memory, Remembered, memory_path, mend
+from lab import permissions_hold
 
 WHO = {"kind": "test", "version": 1}
 
@@ -176,7 +178,7 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     path.write_bytes(b"no data base at all" * 100)
     with pytest.raises(StoreError, match="damaged: file is not a database") as caught, memory(tmp_path):
         pass
-    assert caught.value.where == str(path) and "move it away" in str(caught.value.fix)
+    assert caught.value.where == str(path) and "Move the file away" in str(caught.value.fix)
 
 
 def test_damage_in_the_middle_of_a_file(tmp_path: Path) -> None:
@@ -199,27 +201,29 @@ def test_whichever_bit_changes_no_wrong_translation_is_given(tmp_path: Path) -> 
     path, draw = memory_path(tmp_path, "test", WHO), random.Random(0)
     whole = path.read_bytes()
     used = [place for place, byte in enumerate(whole) if byte]
-    named = mended = lasting = 0
+    named = mended = lasting = removed = 0
     for place in draw.sample(used, 400):
         changed = bytearray(whole)
         changed[place] ^= 1 << draw.randrange(8)
         path.write_bytes(changed)
-        told = bool(damage(path))
-        fresh = damaged = 0
+        fresh = 0
         try:
             with memory(tmp_path) as opened:
                 again = Remembered(lambda *asked: [text.upper() for text in asked[0]], opened)
                 assert again(texts, "en", "es") == wanted, place
-                fresh, damaged = again.fresh, opened.damaged
+                fresh = again.fresh
         except StoreError as error:
             named += 1
             assert error.where == str(path), place
             continue
         mended += bool(fresh)
-        assert told or not damaged, place
-        with memory(tmp_path) as opened:
+        with suppress(StoreError), memory(tmp_path) as opened:
             lasting += bool(fresh) and len(opened.find(texts, "en", "es")) == len(texts)
+        path.write_bytes(changed)
+        told = mend(path)
+        removed += told == ["1 rows were not as they were written, and are removed"] and mend(path) == []
     assert named > 10 and mended > 200 and lasting > 0.8 * mended  # a key out of its order is not found again
+    assert removed > 0.8 * mended
 
 
 def test_what_an_older_version_wrote_is_kept(tmp_path: Path) -> None:
@@ -238,7 +242,52 @@ def test_what_an_older_version_wrote_is_kept(tmp_path: Path) -> None:
     for _ in range(2):
         with memory(tmp_path) as opened:
             assert opened.find([*wanted, "cat"], "en", "es") == wanted and not opened.damaged
-    assert damage(memory_path(tmp_path, "test", WHO)) == []
+    assert mend(memory_path(tmp_path, "test", WHO)) == []
+
+
+def test_mending_looks_at_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlab.translators.memory.SCANNED", 10)
+    entries = {f"text {number:03}": Entry(f"texto {number}") for number in range(95)}
+    path = memory_path(tmp_path, "test", WHO)
+    with memory(tmp_path) as opened:
+        opened.add(entries, "en", "es")
+    with closing(sqlite3.connect(path)) as base, base:
+        base.execute("UPDATE translations SET translation = 'wrong' WHERE text LIKE 'text 09_'")
+        base.execute("UPDATE translations SET text = x'ff' WHERE text = 'text 050'")
+        base.execute("UPDATE translations SET cut = 'x' WHERE text = 'text 000'")
+    assert mend(path) == ["7 rows were not as they were written, and are removed"]
+    assert mend(path) == []
+    with memory(tmp_path) as opened:
+        assert len(opened.find(entries, "en", "es")) == 88
+
+
+def test_what_was_half_committed_is_taken_back_and_no_damage(tmp_path: Path) -> None:
+    with memory(tmp_path) as opened:
+        opened.add({"dog": Entry("perro")}, "en", "es")
+    path = memory_path(tmp_path, "test", WHO)
+    code = (
+        "import os, signal, sqlite3, sys; base = sqlite3.connect(sys.argv[1]); base.execute('PRAGMA cache_size = 1'); "
+        "[base.execute('INSERT INTO translations VALUES (?, ?, ?, ?, 0, ?)', ('a', 'b', str(n) * 400, 'c', 'd')) "
+        "for n in range(500)]; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert path.with_name(f"{path.name}-journal").stat().st_size > 0
+    assert mend(path) == []
+    with memory(tmp_path) as opened:
+        assert opened.find(["dog"], "en", "es") == {"dog": Entry("perro")}
+
+
+def test_a_memory_that_is_locked_or_forbidden_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlab.translators.memory.WAIT", 0.1)
+    path = memory_path(tmp_path, "test", WHO)
+    with memory(tmp_path), closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="can't be used: database is locked"):
+            mend(path)
+        other.execute("ROLLBACK")
+    path.chmod(0o000)
+    with permissions_hold(), pytest.raises(StoreError, match="can't be used: unable to open database file"):
+        mend(path)
 
 
 def test_another_translators_file(tmp_path: Path) -> None:

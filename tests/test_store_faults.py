@@ -389,8 +389,19 @@ def test_verify_looks_at_translations(lab: Lab, tmp_path: Path) -> None:
     assert lab.command(f"store verify --store {tmp_path}").code == 0
     file.write_bytes(file.read_bytes().replace(b"un perro", b"un gatto"))
     done = lab.command(f"store verify --store {tmp_path}")
-    assert done.code == 2 and f"translations/{file.name}: 1 rows are not as they were written" in done.out
+    assert done.code == 2 and f"translations/{file.name}: 1 rows were not as they were written" in done.out
     assert "1 damaged files" in done.out and "translated again" in done.out
+    assert lab.command(f"store verify --store {tmp_path}").code == 0
+
+
+@pytest.mark.parametrize("place", ["", "journals", "translations", "train-0123456789abcdef"])
+def test_verify_says_what_it_may_not_look_at(lab: Lab, tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place).chmod(0o000)
+    with permissions_hold():
+        done = lab.command(f"store verify --store {tmp_path}")
+    (tmp_path / place).chmod(0o755)
+    assert done.code == 2 and "Permission denied" in done.out + done.err
 
 
 # what a hostile reader found

@@ -18,8 +18,8 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -32,7 +32,8 @@ Translate = Callable[[Sequence[str], str, str], "list[str | None]"]
 BLOCK = 256  # texts between two commits
 WAIT = 60.0  # seconds for another process's commit
 LOOKED_UP = 500  # texts in one query: SQLite before 3.32 allows 999 parameters
-UNSEALED, FORMAT = 1, 2  # an older version's rows have no checksums; they get them when the file is opened
+SCANNED = 10_000  # rows in one reading of all
+UNSEALED, FORMAT = 1, 2  # an older version's rows have no checksums
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS translator (identity TEXT NOT NULL);
@@ -42,19 +43,17 @@ CREATE TABLE IF NOT EXISTS translations (
     text TEXT NOT NULL,
     translation TEXT,
     cut INTEGER NOT NULL,
-    sha256 TEXT NOT NULL,
+    sha256 TEXT,
     PRIMARY KEY (source, target, text)
 ) WITHOUT ROWID;
 """
 
 
-MEND = (
-    "Rows that are not as they were written are translated again by whoever needs them. A file that SQLite can't read: "
-    "move it away, and what lies beside it with its name; its texts are then translated again."
-)
-_ADDED = "ALTER TABLE translations ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''"
-_ROWS = "SELECT source, target, text, translation, cut, sha256 FROM translations"
-_PUT = "INSERT OR REPLACE INTO translations (source, target, text, translation, cut, sha256) VALUES (?, ?, ?, ?, ?, ?)"
+AWAY = "Move the file away, and what lies beside it with its name: its texts are then translated again."
+_MALFORMED = (sqlite3.DatabaseError, UnicodeDecodeError)  # the second from the module: names in what SQLite says
+_COLUMNS = ("source", "target", "text", "translation", "cut", "sha256")
+_ROWS = f"SELECT {', '.join(_COLUMNS)} FROM translations"
+_PUT = f"INSERT OR REPLACE INTO translations ({', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class Entry(NamedTuple):
@@ -79,33 +78,82 @@ def _sealed(*row: Any) -> tuple[Any, ...]:
     return (*row, hashlib.sha256(_canonical(row).encode()).hexdigest())
 
 
-def _whole(row: Sequence[Any]) -> bool:
+def _read(row: Sequence[Any]) -> tuple[Any, ...] | None:
+    """The values of a row as it was written, or None. SQLite gives texts as bytes, which may be none any more."""
     try:
-        return _sealed(*row[:-1]) == tuple(row)
-    except (TypeError, ValueError):  # a blob, an infinity: SQLite keeps a value's kind beside the value
-        return False
+        read = tuple(value.decode() if isinstance(value, bytes) else value for value in row)
+        whole = read[-1] is None or _sealed(*read[:-1]) == read  # an older version wrote no checksum
+        return read[:-1] if whole else None
+    except (TypeError, ValueError):  # a number in the place of a text, an infinity
+        return None
 
 
-def damage(path: Path) -> list[str]:
-    """What of a memory is not as it was written, one text a line. Changes nothing."""
-    base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT)
-    base.text_factory = _text
+def _connected(path: Path, wait: float, *, new: bool) -> sqlite3.Connection:
+    mode = "rwc" if new else "rw"
+    base = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=wait, isolation_level=None)
+    base.text_factory = bytes
+    return base
+
+
+def mend(path: Path) -> list[str]:
+    """Remove the rows of a memory that are not as they were written; what was wrong, one text a line.
+
+    What a killed process left half committed is taken back first. Raises StoreError if the file can't be used.
+    """
+    with _problems(path, WAIT), closing(_connected(path, WAIT, new=False)) as base:
+        try:
+            found = [line.decode("utf-8", "replace") for (line,) in base.execute("PRAGMA quick_check") if line != b"ok"]
+            (version,) = base.execute("PRAGMA user_version").fetchone()
+            count = sum(_without(base, rows) for rows in _blocks(base)) if version == FORMAT else 0
+        except sqlite3.OperationalError:
+            raise
+        except _MALFORMED as error:
+            return [str(error)]
+    return [*found, *([f"{count} rows were not as they were written, and are removed"] if count else [])]
+
+
+def _blocks(base: sqlite3.Connection) -> Iterator[list[Any]]:
+    """All rows, a block in one reading: others may commit between two."""
+    after = "(source, target, text) > (CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT))"
+    order = f"ORDER BY source, target, text LIMIT {SCANNED}"
+    last, rows = None, base.execute(f"{_ROWS} {order}").fetchall()
+    while rows and rows[-1][:3] != last:  # what is no text any more comes after all texts, again and again
+        yield rows
+        last = rows[-1][:3]
+        rows = base.execute(f"{_ROWS} WHERE {after} {order}", last).fetchall()
+
+
+def _without(base: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> int:
+    """Remove those that are not as they were written, unless somebody has mended them since; how many were."""
+    bad = [row for row in rows if _read(row) is None]
+    where = " AND ".join(f"CAST({name} AS BLOB) IS CAST(? AS BLOB)" for name in _COLUMNS)
+    if bad:
+        base.executemany(f"DELETE FROM translations WHERE {where}", bad)
+    return len(bad)
+
+
+@contextmanager
+def _problems(path: Path, wait: float) -> Iterator[None]:
+    """What the disk or SQLite refuses becomes an error that can be mended."""
+    kept = "then run the same command again: what was translated is kept."
     try:
-        (version,) = base.execute("PRAGMA user_version").fetchone()
-        found = [line for (line,) in base.execute("PRAGMA integrity_check") if line != "ok"]
-        if version == FORMAT:
-            count = sum(not _whole(row) for row in base.execute(_ROWS))
-            found += [f"{count} rows are not as they were written"] if count else []
-    except sqlite3.DatabaseError as error:
-        found = [str(error)]
-    finally:
-        base.close()
-    return found
-
-
-def _text(content: bytes) -> str:
-    """Bytes that are no UTF-8 any more are damage that the checksum tells."""
-    return content.decode("utf-8", "replace")
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"The translation memory can't be opened: {error.strerror or error}.",
+            where=str(path),
+            fix=f"Make its folder writable, or give store=FOLDER elsewhere, {kept}",
+        ) from error
+    except sqlite3.OperationalError as error:
+        said = str(error)
+        fix = f"Make the file and its folder writable, or give store=FOLDER elsewhere, {kept}"
+        if "full" in said:
+            fix = f"Make room on the disk, {kept}"
+        elif "locked" in said:
+            fix = f"Another process holds it for more than {wait:g} s: wait until it is done, {kept}"
+        raise StoreError(f"The translation memory can't be used: {said}.", where=str(path), fix=fix) from error
+    except _MALFORMED as error:
+        raise StoreError(f"The translation memory is damaged: {error}.", where=str(path), fix=AWAY) from error
 
 
 class Memory:
@@ -120,10 +168,9 @@ class Memory:
         self.damaged = 0
 
     def __enter__(self) -> Memory:
-        with self._problems():
+        with _problems(self.path, self._wait):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._base = sqlite3.connect(self.path, timeout=self._wait, isolation_level=None)
-            self._base.text_factory = _text
+            self._base = _connected(self.path, self._wait, new=True)
             try:
                 self._open(self._base)
             except BaseException:
@@ -142,14 +189,14 @@ class Memory:
         """What is known of these texts."""
         assert self._base is not None, "the memory is closed"
         wanted, found = list(texts), {}
-        with self._problems():
+        with _problems(self.path, self._wait):
             for start in range(0, len(wanted), LOOKED_UP):
                 part = wanted[start : start + LOOKED_UP]
                 marks = ",".join("?" * len(part))
                 query = f"{_ROWS} WHERE source = ? AND target = ? AND text IN ({marks})"
                 for row in self._base.execute(query, (source, target, *part)):
-                    if _whole(row):
-                        found[row[2]] = Entry(row[3], bool(row[4]))
+                    if (read := _read(row)) is not None:
+                        found[read[2]] = Entry(read[3], bool(read[4]))
                     else:
                         self.damaged += 1
         return found
@@ -157,16 +204,14 @@ class Memory:
     def add(self, entries: Mapping[str, Entry], source: str, target: str) -> dict[str, Entry]:
         """Commit what was translated, and give what the memory holds of these texts now: the first one stays."""
         assert self._base is not None, "the memory is closed"
-        with self._problems(), self._transaction(self._base):
+        with _problems(self.path, self._wait), self._transaction(self._base):
             before = self.damaged
             known = self.find(entries, source, target)
             self.damaged = before  # they were met when these texts were looked for
             missing = {text: entry for text, entry in entries.items() if text not in known}
-            self._put(self._base, ((source, target, text, *entry) for text, entry in missing.items()))
+            rows = [_sealed(source, target, text, one.translation, int(one.cut)) for text, one in missing.items()]
+            self._base.executemany(_PUT, rows)
         return known | missing
-
-    def _put(self, base: sqlite3.Connection, rows: Iterable[tuple[str, str, str, str | None, bool]]) -> None:
-        base.executemany(_PUT, [_sealed(*row[:-1], int(row[-1])) for row in rows])
 
     def _open(self, base: sqlite3.Connection) -> None:
         (version,) = base.execute("PRAGMA user_version").fetchone()
@@ -181,16 +226,16 @@ class Memory:
                 base.execute(statement)
             (version,) = base.execute("PRAGMA user_version").fetchone()  # another process may have been here
             if version == UNSEALED:
-                base.execute(_ADDED)
-                self._put(base, [row[:-1] for row in base.execute(_ROWS).fetchall()])
+                base.execute("ALTER TABLE translations ADD COLUMN sha256 TEXT")
             known = base.execute("SELECT identity FROM translator").fetchone()
             if known is None:
                 base.execute("INSERT INTO translator VALUES (?)", (self._identity,))
             if version != FORMAT:
                 base.execute(f"PRAGMA user_version = {FORMAT}")
-        if known is not None and known[0] != self._identity:
+        found = self._identity if known is None else known[0].decode("utf-8", "replace")
+        if found != self._identity:
             raise StoreError(
-                f"The translation memory is another translator's.\n  wanted: {self._identity}\n  found:  {known[0]}",
+                f"The translation memory is another translator's.\n  wanted: {self._identity}\n  found:  {found}",
                 where=str(self.path),
                 fix="Move the file away: its texts are then translated again.",
             )
@@ -205,33 +250,6 @@ class Memory:
             if base.in_transaction:
                 base.execute("ROLLBACK")
             raise
-
-    @contextmanager
-    def _problems(self) -> Iterator[None]:
-        """What the disk or SQLite refuses becomes an error that can be mended."""
-        kept = "then run the same command again: what was translated is kept."
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"The translation memory can't be opened: {error.strerror or error}.",
-                where=str(self.path),
-                fix=f"Make its folder writable, or give store=FOLDER elsewhere, {kept}",
-            ) from error
-        except sqlite3.OperationalError as error:
-            said = str(error)
-            fix = f"Make the file and its folder writable, or give store=FOLDER elsewhere, {kept}"
-            if "full" in said:
-                fix = f"Make room on the disk, {kept}"
-            elif "locked" in said:
-                fix = f"Another process holds it for more than {self._wait:g} s: wait until it is done, {kept}"
-            raise StoreError(f"The translation memory can't be used: {said}.", where=str(self.path), fix=fix) from error
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"The translation memory is damaged: {error}.",
-                where=str(self.path),
-                fix=MEND,
-            ) from error
 
 
 class Remembered:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from kdlab.errors import StoreError
+from kdlab.errors import StoreError, disk_errors
 from kdlab.verbs import parser
+
+MEMORY = (
+    "Removed rows are translated again by whoever needs them. A file that SQLite finds malformed: move it away, and "
+    "what lies beside it with its name; its texts are then translated again."
+)
 
 
 def main(words: list[str]) -> int:
@@ -34,16 +40,8 @@ def main(words: list[str]) -> int:
         from kdlab.translators import memory
 
         damage = shelf.verify()
-        journals = [
-            f"{file.relative_to(shelf.root)}: {line}"
-            for file in sorted((shelf.root / "journals").glob("*.jsonl"))
-            for line in damaged_lines(file)
-        ]
-        memories = [
-            f"{file.relative_to(shelf.root)}: {line}"
-            for file in sorted((shelf.root / "translations").glob("*.sqlite3"))
-            for line in memory.damage(file)
-        ]
+        journals = _lines(shelf.root / "journals", ".jsonl", damaged_lines)
+        memories = _lines(shelf.root / "translations", ".sqlite3", memory.mend)
         lines = [*damage, *journals, *memories]
         for line in lines:
             console.print(f"damaged: {line}", markup=False, soft_wrap=True)
@@ -53,7 +51,7 @@ def main(words: list[str]) -> int:
         if journals:
             console.print(f"fix: {MEND}", markup=False, soft_wrap=True)
         if memories:
-            console.print(f"fix: {memory.MEND}", markup=False, soft_wrap=True)
+            console.print(f"fix: {MEMORY}", markup=False, soft_wrap=True)
         return 2 if lines else 0
     from kdlab.rundir import used_artifacts
 
@@ -81,3 +79,10 @@ def main(words: list[str]) -> int:
     total = sum(size for _, size in chosen) / 1e6
     console.print(f"{len(chosen)} artifacts, {total:.1f} MB" + ("" if given.yes else "; --yes removes them"))
     return 0
+
+
+def _lines(folder: Path, ending: str, look: Callable[[Path], list[str]]) -> list[str]:
+    """What is wrong with the files of a folder of the store, one line each."""
+    with disk_errors("looking into the store", folder):
+        files = sorted(path for path in folder.iterdir() if path.suffix == ending) if folder.is_dir() else []
+        return [f"{folder.name}/{file.name}: {line}" for file in files for line in look(file)]
