@@ -204,7 +204,7 @@ class Store:
         """Remove what was left beside an artifact that is there, if it can be removed and nobody is at it."""
         with suppress(OSError, StoreError):
             if self._rests(name):
-                with self._alone(name) as alone:
+                with self.alone(name) as alone:
                     for rest in self._rests(name) if alone and self.path(name).is_dir() else []:
                         shutil.rmtree(rest, ignore_errors=True)
 
@@ -247,7 +247,7 @@ class Store:
     def busy(self) -> bool:
         """Whether a run is in progress: each holds a lock called run-<id>."""
         for path in (self.root / "locks").glob("run-*.lock"):
-            with disk_errors("looking for runs", path), self._alone(path.stem) as alone:
+            with disk_errors("looking for runs", path), self.alone(path.stem) as alone:
                 if not alone:
                     return True
         return False
@@ -401,7 +401,7 @@ class Store:
                 name = folder.name.partition(".")[0]  # building/<name>.done-12 is of <name>
                 if folder.name in keep or folder.stat().st_mtime > limit:
                     continue
-                with self._alone(name) as alone:
+                with self.alone(name) as alone:
                     if not alone or not folder.is_dir():
                         continue
                     chosen.append((folder.name, sum(path.stat().st_size for path in files_below(folder))))
@@ -444,7 +444,7 @@ class Store:
             return False
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[bool]:
+    def alone(self, name: str) -> Iterator[bool]:
         """Hold the right to build an artifact, if nobody else does."""
         from filelock import FileLock, Timeout
 

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: kdlab has no verb '{verb}'{suggest(verb, VERBS)}\n\n{USAGE}", end="", file=sys.stderr)
         return EXIT_USER
     try:
-        with interruption.watched(), disk_errors(f"kdlab {verb}", Path.cwd()):
+        with interruption.watched(), disk_errors(f"kdlab {verb}", Path("."), named=True):
             return VERBS[verb](rest)
     except KdlabError as error:
         show_traceback()

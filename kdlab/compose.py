@@ -303,7 +303,7 @@ def guarded(function: Callable[[config.Run, list[str]], int], job: Job) -> int:
 def tolerant(function: Callable[[config.Run, list[str]], int], job: Job) -> int:
     """`guarded` for a process whose end is another's business; of those that train together, the first one speaks."""
     try:
-        with disk_errors("the run", Path.cwd()):
+        with disk_errors("the run", Path("."), named=True):
             return function(job.run, job.overrides)
     except KdlabError as error:
         if os.environ.get("KDLAB_DEBUG"):

@@ -83,10 +83,13 @@ class BudgetError(KdlabError):
 
 
 @contextmanager
-def disk_errors(doing: str, where: Path, *, place: str = "`store=` and `outputs=`") -> Iterator[None]:
-    """Turn the operating system's refusals into an error that says what to do. place: what names another disk.
+def disk_errors(
+    doing: str, where: Path, *, place: str = "`store=` and `outputs=`", named: bool = False
+) -> Iterator[None]:
+    """Turn the operating system's refusals into an error that says what to do.
 
-    Raises StoreError, or TrainingError where memory has run out.
+    place: what names another disk. named: only those that name a file, and exhausted memory; for what does all kinds
+    of things. Raises StoreError, or TrainingError where memory has run out.
     """
     try:
         yield
@@ -94,6 +97,8 @@ def disk_errors(doing: str, where: Path, *, place: str = "`store=` and `outputs=
         raise
     except Exception as error:
         number = _refusal(error)
+        if named and not getattr(error, "filename", None) and not isinstance(error, MemoryError):
+            raise
         fixes = {
             28: f"free some space, or point {place} at another disk; finished work is kept",
             122: f"raise the quota, or point {place} elsewhere; finished work is kept",
@@ -123,15 +128,18 @@ def _refusal(error: Exception) -> int | None:
     """The operating system's error number; safetensors, pyarrow and torch have it in their text only."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if isinstance(error, _OTHERS):
+        return None
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return errno.ENOMEM
     cause = error.__cause__ or error.__context__
     if isinstance(error, ImportError) and isinstance(cause, Exception):  # libraries tell of their own in other words
         return _refusal(cause)
-    said = re.search(r"(?:os error |\[Errno )(\d+)", str(error))
-    return int(said.group(1)) if said else None
+    said = re.search(r"os error (\d+)|^\[Errno (\d+)", str(error))  # what a network says has it in the middle
+    return int(said[1] or said[2]) if said else None
 
 
+_OTHERS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)  # whatever they say
 _NO_MEMORY = re.compile(  # torch on a processor, on a GPU; the loader of libraries; others
     r"can't allocate memory|out of memory|failed to map segment|cannot allocate memory", re.IGNORECASE
 )

@@ -164,7 +164,9 @@ class RunDirectory:
             except OSError:
                 shutil.copy2(file, scratch / file.name)  # with its time, see `_as_linked`
         (scratch / "README.md").write_text(card, encoding="utf-8")
-        with suppress(FileNotFoundError):
+        if target.is_symlink():  # put there by the user, to another disk
+            target.unlink()
+        elif target.exists():
             shutil.rmtree(target)
         os.rename(scratch, target)
 

@@ -109,7 +109,7 @@ def run(
     stages = _data_first(graph)
     if _first():
         try:
-            _try([stage for stage in stages if plan[stage.fingerprint] in ("run", "resume")])
+            _try([stage for stage in stages if plan[stage.fingerprint] in ("run", "resume")], store)
         except BaseException:
             _tell(FAILED)  # the others follow the first stage that is to run
             raise
@@ -176,12 +176,17 @@ def _data_first(graph: Graph) -> list[Stage]:
     return sorted(graph, key=lambda stage: stage.fingerprint in late)
 
 
-def _try(stages: list[Stage]) -> None:
-    """Have what later stages are given looked at before the first one starts: weights that can't be used, say."""
+def _try(stages: list[Stage], store: Store) -> None:
+    """Have what later stages are given looked at before the first one starts: weights that can't be used, say.
+
+    What another process is building at this moment, it has looked at.
+    """
     for stage in stages[1:]:
         if stage.tried is not None:
             module, _, name = stage.tried.partition(":")
-            getattr(importlib.import_module(module), name)(**stage.arguments())
+            with store.alone(stage.artifact) as alone, disk_errors(f"stage '{stage.label}'", store.root):
+                if alone and not store.path(stage.artifact).is_dir():
+                    getattr(importlib.import_module(module), name)(**stage.arguments())
 
 
 def _obtain(

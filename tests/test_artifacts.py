@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from kdlab.artifacts import MANIFEST, Artifact, Store, write_json
 from kdlab.errors import StoreError, TrainingError, disk_errors
@@ -314,7 +315,8 @@ def test_a_disk_that_refuses_is_a_store_error_with_a_fix(number: int, fix: str, 
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),  # as of safetensors
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # as of tokenizers
         OSError("[Errno 28] Error writing bytes to file"),  # as of pyarrow
     ],
 )

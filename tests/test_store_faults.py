@@ -8,6 +8,8 @@ import itertools
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -170,6 +172,46 @@ def test_a_run_without_memory_goes_on_when_there_is_some(
     assert code == 2 and said.startswith("error: stage 'student' failed: memory ran out")
     assert disk.train(tmp_path, words) == (0, "") and disk.state(tmp_path) == disk.state(whole)
     assert "continues at step 2" in (run_folder(tmp_path) / "console.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("out of memory"),
+        ValueError("label 'GPU ran out of memory' is not in the task"),
+        AssertionError("row says: [Errno 13] Permission denied"),
+        ConnectionError("NewConnectionError: [Errno 13] Permission denied"),
+        OSError("no connection: [Errno 28]"),
+    ],
+)
+def test_words_of_others_are_no_fault_of_the_disk(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)), disk_errors("stage 'x'", tmp_path):
+        raise error
+
+
+def test_at_the_outside_only_what_names_a_file_is_one_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error"), disk_errors("kdlab list", tmp_path, named=True):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # of a terminal that is gone
+    with pytest.raises(StoreError), disk_errors("kdlab list", tmp_path, named=True):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "file")
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    words = f"import os; os.chdir({str(tmp_path / 'gone')!r}); os.rmdir('../gone'); from kdlab import cli; "
+    words += f"raise SystemExit(cli.main(['store', 'verify', '--store', {str(tmp_path)!r}]))"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_student_that_was_moved_to_another_disk_and_linked(disk: ModuleType, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "here")
+    student = run_folder(tmp_path / "here") / "student"
+    student.rename(tmp_path / "elsewhere")
+    student.symlink_to(tmp_path / "elsewhere")
+    assert disk.train(tmp_path / "here", [*RUN.split(), "fresh=[student]"]) == (0, "")
+    assert not student.is_symlink() and disk.state(tmp_path / "here") == disk.state(whole)
+    assert (tmp_path / "elsewhere" / "model.safetensors").is_file()
 
 
 # locks

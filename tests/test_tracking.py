@@ -229,7 +229,8 @@ def test_a_failing_wandb_does_not_stop_the_run(tmp_path: Path, caplog: pytest.Lo
         run.log({"global_step": 2, "loss": 1.0})
         run.finish({})
     assert warnings_of(caplog) == [
-        "wandb failed; the run goes on without it, and `kdlab sync` with its folder sends it (the service is gone)"
+        "wandb has not taken all of the run, which goes on without it; `kdlab sync` with its folder sends the rest "
+        "(the service is gone)"
     ]
 
 

@@ -19,6 +19,7 @@ import pytest
 import wandb_file
 from kdlab.config import Tracking
 from kdlab.engine.tracking import Tracker
+from kdlab.errors import TrackingError
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 FAULTS = {
@@ -112,9 +113,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     server.server_close()
 
 
-def tracker(folder: Path) -> Tracker:
+def tracker(folder: Path, **more: bool) -> Tracker:
     settings = Tracking(name="wandb", mode="online")
-    return Tracker(settings, run_id="a1", name="run", group=None, job_type=None, tags=[], config={}, folder=folder)
+    labels: dict[str, Any] = {"run_id": "a1", "name": "run", "group": None, "job_type": None, "tags": [], "config": {}}
+    return Tracker(settings, **labels, folder=folder, **more)
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -170,20 +172,19 @@ def fails(name: str) -> Callable[[Server], None]:
     return change
 
 
-SENT = "wandb has not taken all points; `kdlab sync` with the run's folder sends them"
-DYING: dict[str, tuple[Callable[[Server], None], str]] = {
-    "its service is killed": (killed, "wandb failed; the run goes on without it, and `kdlab sync`"),
-    "its server refuses": (fails("wrong key"), SENT),
-    "its server is broken": (fails("broken"), SENT),
-    "its server is silent": (fails("no answer"), SENT),
-    "its server is gone": (lambda server: server.server_close(), SENT),
+LACKING = "wandb has not taken all of the run, which goes on without it; `kdlab sync` with its folder sends the rest"
+DYING: dict[str, Callable[[Server], None]] = {
+    "its service is killed": killed,
+    "its server refuses": fails("wrong key"),
+    "its server is broken": fails("broken"),
+    "its server is silent": fails("no answer"),
+    "its server is gone": lambda server: server.server_close(),
 }
 
 
 @pytest.mark.parametrize("name", DYING)
 def test_it_dies_in_the_middle(name: str, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What it took until then is kept, nothing waits longer than it may, and one line says what to do."""
-    change, said = DYING[name]
     started = time.monotonic()
     with caplog.at_level(logging.WARNING), tracker(tmp_path / "run") as run:
         assert run.mode == "online"
@@ -191,9 +192,35 @@ def test_it_dies_in_the_middle(name: str, server: Server, tmp_path: Path, caplog
             run.log({"global_step": step, "loss": 1.0 / step})
             if step == 10:
                 time.sleep(2.2)  # its log is flushed every two seconds
-                change(server)
+                DYING[name](server)
         run.finish({"score": 0.5})
     assert time.monotonic() - started < 30
     (warning,) = complaints(caplog)
-    assert warning.startswith(said) and "\n" not in warning and KEY not in caplog.text
+    assert warning.startswith(LACKING) and "\n" not in warning and KEY not in caplog.text
     assert kept(tmp_path / "run")[:9] == [1.0 / step for step in range(1, 10)]  # it holds the last one back
+
+
+@pytest.mark.parametrize("moment", ["table", "finish", "exit"])
+def test_its_service_is_killed_at_the_end(
+    moment: str, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), tracker(tmp_path / "run") as run:
+        run.log({"global_step": 1, "loss": 1.0})
+        killed(server)
+        if moment == "table":
+            run.table("answers", ["question"], [["?"]])
+        if moment != "exit":
+            run.finish({"score": 0.5})
+    (warning,) = complaints(caplog)
+    assert warning.startswith(LACKING) and KEY not in caplog.text
+
+
+def test_a_server_that_has_not_taken_all_is_an_error_of_sync(server: Server, tmp_path: Path) -> None:
+    with (
+        pytest.raises(TrackingError, match="has not taken all of the run within 2 s") as caught,
+        tracker(tmp_path / "run", fall_back=False) as run,
+    ):
+        run.log({"global_step": 1, "loss": 1.0})
+        server.fault = FAULTS["broken"]
+        run.finish({"score": 0.5})
+    assert "same command again" in str(caught.value.fix)

@@ -35,6 +35,7 @@ Mode = Literal["online", "offline", "none"]
 SERVERS = ("api.wandb.ai", "api.forge.coreweave.com")  # names of the public server, old and new
 INIT_SECONDS = 20.0  # how long a run waits for the server before it goes on offline
 FINISH_SECONDS = 60.0  # how long a finished run waits for its last points to be sent
+LACKING = "wandb has not taken all of the run, which goes on without it; `kdlab sync` with its folder sends the rest"
 
 
 def key_configured() -> bool:
@@ -118,6 +119,7 @@ class Tracker:
         self._config = redact({key: value for key, value in config.items() if key != "expected"})  # the papers' numbers
         self._run: Any = None
         self._step = 0
+        self._said: set[str] = set()
 
     def __enter__(self) -> Tracker:
         if self.mode == "none":
@@ -148,7 +150,7 @@ class Tracker:
         step = int(point.get("global_step", self._step))
         if step < self._step:
             return
-        with self._guard("wandb failed; the run goes on without it, and `kdlab sync` with its folder sends it"):
+        with self._guard(LACKING):
             self._run.log({**logged(point), "global_step": step}, step=step)
             self._step = step
 
@@ -156,8 +158,7 @@ class Tracker:
         """Show a table in the run. Cells are plain values."""
         if self._run is None:
             return
-        kept = "wandb took no table; it can be read with `kdlab samples` and in result.json"
-        with self._guard(kept, lasting=False), _wandb_data_in(self._folder / "wandb"):
+        with self._guard(LACKING, lasting=False), _wandb_data_in(self._folder / "wandb"):
             import wandb
 
             table = wandb.Table(columns=list(columns), data=redact(rows), allow_mixed_types=True)
@@ -170,9 +171,10 @@ class Tracker:
         """
         if self._run is None:
             return
-        with self._guard("wandb failed; the run's summary is in result.json only"):
+        with self._guard(LACKING):
             self._run.summary.update(summarised(redact(summary)))
-        self._close(exit_code=0 if whole else 1)
+        if self._run is not None:
+            self._close(exit_code=0 if whole else 1)
 
     def _start_online(self) -> None:
         if not key_configured():
@@ -230,12 +232,12 @@ class Tracker:
     def _close(self, *, exit_code: int) -> None:
         run, self._run = self._run, None
         started = time.monotonic()
-        with self._guard("wandb did not finish cleanly"):
+        with self._guard(LACKING):
             log_file = Path(run.settings.log_internal)
             run.finish(exit_code=exit_code)
             late = time.monotonic() - started >= FINISH_SECONDS
             if self.mode == "online" and (late or _refused(log_file)):
-                self._complain("wandb has not taken all points; `kdlab sync` with the run's folder sends them", None)
+                self._complain(LACKING, None, again=late)
 
     @contextmanager
     def _guard(self, what: str, *, lasting: bool = True) -> Iterator[None]:
@@ -250,11 +252,19 @@ class Tracker:
                 _let_go()
             self._complain(what, problem)
 
-    def _complain(self, what: str, problem: Exception | None) -> None:
+    def _complain(self, what: str, problem: Exception | None, *, again: bool = False) -> None:
+        """Say it once. again: the server only needs more time than a run waits for it."""
         reason = " ".join(str(redact(str(problem))).split()) if problem else None
         if self._fall_back:
-            log.warning("%s%s", what, f" ({reason})" if reason else "")
+            if what not in self._said:
+                log.warning("%s%s", what, f" ({reason})" if reason else "")
+            self._said.add(what)
             return
+        if again:
+            raise TrackingError(
+                f"wandb's server has not taken all of the run within {FINISH_SECONDS:g} s",
+                fix="give the same command again: it goes on where the server stopped",
+            )
         raise TrackingError(
             "the run can't be sent to wandb",
             where=reason or what,
@@ -275,7 +285,7 @@ def _let_go() -> None:
     """Have wandb forget its service: at the exit of this process it would show a traceback if that has died."""
     import wandb
 
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):  # it exits with the service's code if that is not 0
         wandb.teardown(exit_code=1)
 
 

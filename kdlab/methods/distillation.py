@@ -139,7 +139,7 @@ class _Builder:
             values={"model": values, "fit": _fit(fit), "seed": seed, **self.selected, **self.common},
             inputs={"data": data},
             places=places,
-            tried="kdlab.stages.encoder:try_weights",
+            tried="kdlab.stages.encoder:try_weights" if side == "student" else None,
             parallel=True,
             work=self.work(side, fit),
         )
