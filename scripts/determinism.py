@@ -6,7 +6,8 @@
 
 The command is run from an empty store, once more as it is, and with one setting changed at a time. The table tells
 how many files of the artifacts have other bytes (not counting those that tell of times), the largest difference of a
-weight of the student and which one it is, and that of a score. Exit code: 0 if the same command gave the same bytes, else 1.
+weight of the student and which one it is, and that of a score. Exit code: 0 if the same command gave the same bytes,
+else 1.
 """
 
 from __future__ import annotations
