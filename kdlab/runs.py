@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ class Record:
         beside = [place.parent for place in self.folder.resolve().parents[:2] if place.name in ("runs", "sweeps")]
         near = [place / named.name for place in beside]
         places = [named, *near] if named.is_absolute() else [*near, named]
-        return next((place for place in places if place.is_dir()), named)
+        return next((place for place in places if os.path.isdir(place)), named)  # False too for what can be no name
 
     def artifact(self, label: str, store: str | Path | None = None) -> Path | None:
         """The folder of what the stage of that label left, or None: no such stage, or the store no longer has it."""
@@ -168,9 +169,11 @@ class Record:
     def whole(self, name: str, store: str | Path | None = None) -> Path | None:
         """The folder of an artifact, or None: the store no longer has it. Raises StoreError if it is damaged."""
         shelf = artifacts.Store(self.store(store))
+        if not os.path.isdir(shelf.path(name)):
+            return None
         if (shelf.path(name) / artifacts.MANIFEST).exists():
             shelf.refuse_damaged(name, thorough=False)
-        return shelf.path(name) if shelf.path(name).is_dir() else None
+        return shelf.path(name)
 
     def refuse_damaged_student(self) -> None:
         """Raises StoreError if a file of student/ is not as the run wrote it; its card is for people to change."""

@@ -322,6 +322,13 @@ def cut_parquet(root: Path) -> Path:
     return file
 
 
+def garbled_names(root: Path) -> Path:
+    """The bytes of a column's name are no UTF-8."""
+    file = parquet(text=["a", "b"], label=["no", "yes"], **{"caf\xe9": [1, 2]})(root)
+    file.write_bytes(file.read_bytes().replace("caf\xe9".encode(), b"caf\xc3("))
+    return file
+
+
 def garbled(root: Path) -> Path:
     """A column of texts whose bytes are none."""
     texts = pa.Array.from_buffers(
@@ -469,6 +476,7 @@ DATA = [
     ),
     made("Parquet with labels that are dates", parquet(text=WORDS, label=pa.array(EVEN, pa.timestamp("s"))), "label"),
     made("Parquet with texts that are no UTF-8", garbled, "no readable Parquet"),
+    made("Parquet with a name that is no text", garbled_names, "no readable Parquet"),
     made("Parquet without rows", parquet(text=pa.array([], pa.string()), label=pa.array([], pa.string())), "no rows"),
     made("Parquet with nulls", parquet(text=pa.nulls(40), label=EVEN), "text"),
     made("no file", lambda root: root / "absent.csv", "there is no file or folder", "absent.csv"),
@@ -832,6 +840,7 @@ PREDICT = [
     rows("a packed file by another name", "a.csv", gzip.compress(ASKED.encode()), "NUL byte"),
     place("Parquet that is cut", cut_parquet, "no readable Parquet"),
     place("Parquet with texts that are no UTF-8", garbled, "no readable Parquet"),
+    place("Parquet with a name that is no text", garbled_names, "no readable Parquet"),
     place("Parquet with lists", parquet(text=[["a"], ["b"]]), "2 of 2 rows can't be answered", "is no text but list"),
     place("Parquet with bytes", parquet(text=[b"\xff"]), "is no text but bytes"),
     place("no file", lambda root: root / "absent.csv", "does not exist"),

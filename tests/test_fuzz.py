@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ def test_damaged_files_are_read_or_refused(target: Any, tmp_path: Path) -> None:
     for number in range(FILES):
         content = fuzz.mutated(valid, rng)
         assert fuzz.trouble(target, content, tmp_path) is None, (number, content)
+
+
+@pytest.mark.parametrize("file", ["run.json", "result.json"])
+def test_names_that_no_file_system_takes(file: str, tmp_path: Path) -> None:
+    target = next(one for one in fuzz.TARGETS if one.file == f"good/{file}" and one.name.endswith("unsealed"))
+    for long in ("a" * 300, "a\\u0000b"):
+        name = f'"{long}"'.encode()
+        content = re.sub(rb'("store": |"student": )"[^"]*"', lambda found: found[1] + name, target.valid())  # noqa: B023
+        assert content != target.valid() and fuzz.trouble(target, content, tmp_path) is None
 
 
 def test_what_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

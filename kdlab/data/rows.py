@@ -226,6 +226,6 @@ def _parquet(path: Path, columns: Sequence[str], optional: int) -> Iterator[tupl
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pa.ArrowException, OSError) as error:  # OSError: pyarrow's of a damaged head
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last two: pyarrow's of a damaged head
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"The file is no readable Parquet: {said}", where=str(path)) from error

@@ -670,7 +670,7 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Raw:
         there = [column for column in dict.fromkeys(wanted) if column in available]
         table = pq.read_table(path, columns=there, partitioning=None)
         table.validate(full=True)  # texts that are no UTF-8
-    except (pa.ArrowException, OSError) as error:  # OSError: pyarrow's of a damaged head
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last two: pyarrow's of a damaged head
         raise DataError(f"The file is no readable Parquet: {_first_line(error)}", where=str(path)) from error
     columns = {name: _flat(table[name]) for name in table.column_names}
     return Raw(columns=columns, available=available, where=str(path))
