@@ -40,20 +40,17 @@ VARIANTS = {  # switches of the presets, and conditions, under the same contract
     "conditions": "method=pkd task.few.examples=48 task.few.balanced=true task.few.teacher=own task.noise.rate=0.3 "
     "task.imbalance.ratio=2 task.noise.teacher=clean",
 }
-# Those of one preset run on one worker, which has trained it.
-CASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in [*METHODS, *VARIANTS]]
-INTERRUPTED = {
-    "ft",
-    "joint",
-    "kd",
-    "pkd",
-    "tinybert",
-    "minilm_v2",
-    "mixkd",
-    "cr_ild",
-    "narrow",
-    "conditions",
-}  # the rest: slow
+REST = {"bert_emd_official", "bert_emd_shared", "cr_ild_official", "pkd_official"}  # near another one: slow
+INTERRUPTED = {"conditions", "cr_ild", "ft", "joint", "kd", "minilm_v2", "mixkd", "narrow", "pkd", "tinybert"}
+
+
+def cases(*slow: str) -> list[Any]:
+    """All of them; those of one preset run on one worker, which has trained it."""
+    marks = {name: [pytest.mark.slow] if name in slow else [] for name in [*METHODS, *VARIANTS]}
+    return [pytest.param(name, marks=[pytest.mark.xdist_group(name), *some]) for name, some in marks.items()]
+
+
+CASES = cases(*REST)
 KEYS = {
     "run": {"name", "method", "task", "model", "seed", "precision", "select_on"},
     "student": {"scores", "selection", "head", "path", "parameters", "bytes", "flops_per_example", "latency_ms"},
@@ -248,13 +245,7 @@ def other_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("other"))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in INTERRUPTED else [pytest.mark.slow])])
-        for name in [*METHODS, *VARIANTS]
-    ],
-)
+@pytest.mark.parametrize("method", cases(*({*METHODS, *VARIANTS} - INTERRUPTED)))
 def test_interrupted_in_each_stage_it_ends_with_the_same_bits(
     method: str, runs: Any, lab: Lab, other_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_every_byte_of_a_manifest(own: Lab) -> None:
                 continue
 
 
+@pytest.mark.slow  # that it is found: above; that it is made anew: below, of some
 def test_whatever_is_damaged_is_named_and_made_anew_with_the_same_bits(own: Lab) -> None:
     store, draw = Store(own.store), random.Random(1)
     before = state(own)

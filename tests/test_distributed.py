@@ -134,6 +134,7 @@ def scores(folder: Path) -> dict[str, Any]:
     return dict(json.loads(found.read_text())["scores"])
 
 
+@pytest.mark.slow  # in part: below
 def test_the_whole_command_in_two_processes(tmp_path: Path) -> None:
     done = launch("-m", "kdlab", "train", "method=cr_ild", *two_processes.RUN, folder=tmp_path)
     store = Store(tmp_path / "outputs" / "artifacts")

@@ -606,6 +606,7 @@ class Child:
         return self.process.returncode, shown
 
 
+@pytest.mark.slow  # torn journals: test_journal
 @pytest.mark.timeout(90)
 def test_kills_at_any_moment_lose_nothing_that_was_written(tmp_path: Path) -> None:
     dice, count, path = random.Random(11), 160, tmp_path / "journal.jsonl"

@@ -178,6 +178,7 @@ def test_the_line_for_the_official_head_is_needed(runs: Runs, exported: Callable
     assert "warning: the official code's head is no part of plain transformers" in done.out
 
 
+@pytest.mark.slow  # readers: above
 def test_without_kdlab_writers_answer_as_in_their_runs(runs: Runs, exported: Callable[[str], Path], lab: Lab) -> None:
     """The code is that of the cards. Adapters are merged: peft is not needed."""
     asked, wanted = {}, {}
@@ -404,6 +405,7 @@ def test_onnx_of_a_writer_writes_as_in_the_run(runs: Runs, tmp_path: Path, lab: 
     assert python("sys.modules['torch'] = None\n" + code, cwd=tmp_path).rstrip("\n") == record["completion"]
 
 
+@pytest.mark.slow
 def test_onnx_has_the_official_head_and_the_check_would_notice(
     runs: Runs, tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,7 +455,7 @@ def one_layer(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("bert", "deberta-v2") else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+    [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
 )
 def test_onnx_of_every_architecture(name: str, alone: Record, tmp_path: Path) -> None:
     """With padding, segments where the model has them, and rows as long as it reads; roberta gives a number."""

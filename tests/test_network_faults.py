@@ -134,7 +134,9 @@ LASTING = {
 }
 
 
-@pytest.mark.parametrize("name", LASTING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("slow") else name for name in LASTING]
+)
 def test_a_fault_that_stays_is_told_and_leaves_nothing_half(server: FakeHub, name: str) -> None:
     fault, what, fix = LASTING[name]
     server.faults.append(Fault(**vars(fault)))

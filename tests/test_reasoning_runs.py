@@ -342,6 +342,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("other"))
 
 
+@pytest.mark.slow  # its command, given twice: test_kill
 def test_killed_in_its_training_and_its_answers_it_ends_with_the_same_bits(
     runs: Runs, lab: Lab, other: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,7 +275,7 @@ def ask(model: TranslationModel, texts: Sequence[str], language: str, **changes:
 
 
 @pytest.mark.parametrize("kind", CODES)
-@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("beams", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_taught_model_translates(kind: str, beams: int, taught: Mapping[str, Path]) -> None:
     model = opened(taught[kind])
     assert model.kind == kind and not model.model.training

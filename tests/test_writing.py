@@ -80,7 +80,7 @@ def read(ids: list[int]) -> Generated:
     return Generated(writers.words().decode(ids, skip_special_tokens=True), len(ids), "stop" if ended else "length")
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 @pytest.mark.parametrize(("name", "way"), WAYS.items())
 def test_every_model_writes_what_it_writes_alone(name: str, way: str, attention: str) -> None:
     model, prompts = writers.writer(name, attention=attention), writers.random_ids(LENGTHS)
