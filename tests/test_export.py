@@ -394,6 +394,7 @@ def test_onnx_of_a_reader_answers_as_the_run_did(
     assert printed == str([entry["prediction"] for entry in predictions(lab, run, "dev")])
 
 
+@pytest.mark.slow  # of a reader: above
 def test_onnx_of_a_writer_writes_as_in_the_run(runs: Runs, tmp_path: Path, lab: Lab) -> None:
     run, to = runs("writer")[0], tmp_path / "export"
     done = lab.command(f"export '{run}' --to {to} --format onnx")

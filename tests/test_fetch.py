@@ -272,6 +272,7 @@ def test_the_head_of_a_corpus_is_no_part_but_a_stage() -> None:
     ]
 
 
+@pytest.mark.slow  # the rest of what is fetched: above
 def test_the_head_of_a_corpus_is_fetched_as_the_stage_that_takes_it(
     server: FakeHub, own: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -274,7 +274,9 @@ def ask(model: TranslationModel, texts: Sequence[str], language: str, **changes:
 # They translate
 
 
-@pytest.mark.parametrize("kind", CODES)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "marian" else pytest.param(kind, marks=pytest.mark.slow) for kind in CODES]
+)
 @pytest.mark.parametrize("beams", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_taught_model_translates(kind: str, beams: int, taught: Mapping[str, Path]) -> None:
     model = opened(taught[kind])
