@@ -184,7 +184,7 @@ def _try(stages: list[Stage], store: Store) -> None:
     for stage in stages[1:]:
         if stage.tried is not None:
             module, _, name = stage.tried.partition(":")
-            with store.alone(stage.artifact) as alone, disk_errors(f"stage '{stage.label}'", store.root):
+            with disk_errors(f"stage '{stage.label}'", store.root), store.alone(stage.artifact) as alone:
                 if alone and not store.path(stage.artifact).is_dir():
                     getattr(importlib.import_module(module), name)(**stage.arguments())
 
