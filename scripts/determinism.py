@@ -13,11 +13,9 @@ else 1.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from kdlab.artifacts import Store, files_below
+from kdlab.artifacts import Store, files_below, read_json
+from kdlab.engine.tracking import summarised
 from kdlab.integrity import checksum
 
 DEFAULT = ["method=cr_ild", "task=demo/nli", "model=tiny", "debug=fast"]
@@ -66,17 +65,9 @@ def weights_of(folder: Path) -> dict[str, Any]:
     return load_file(file)
 
 
-def scores_of(folder: Path) -> dict[str, float]:
+def scores_of(folder: Path) -> dict[str, Any]:
     (file,) = folder.glob("runs/*/result.json")
-    return dict(_flat(json.loads(file.read_text(encoding="utf-8"))["scores"]))
-
-
-def _flat(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    if isinstance(values, dict):
-        for key, value in values.items():
-            yield from _flat(value, f"{path}/{key}")
-    elif isinstance(values, int | float):
-        yield path, float(values)
+    return summarised(read_json(file)["scores"])
 
 
 def differences(one: Path, other: Path) -> tuple[str, str, str]:

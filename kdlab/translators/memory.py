@@ -50,6 +50,7 @@ CREATE TABLE IF NOT EXISTS translations (
 
 
 AWAY = "Move the file away, and what lies beside it with its name: its texts are then translated again."
+MEND = f"Rows that were removed are translated again by whoever needs them. If SQLite can't read a file: {AWAY}"
 _MALFORMED = (sqlite3.DatabaseError, UnicodeDecodeError)  # the second from the module: names in what SQLite says
 _COLUMNS = ("source", "target", "text", "translation", "cut", "sha256")
 _ROWS = f"SELECT {', '.join(_COLUMNS)} FROM translations"
@@ -187,8 +188,14 @@ class Memory:
 
     def find(self, texts: Collection[str], source: str, target: str) -> dict[str, Entry]:
         """What is known of these texts."""
+        found, damaged = self._look(texts, source, target)
+        self.damaged += damaged
+        return found
+
+    def _look(self, texts: Collection[str], source: str, target: str) -> tuple[dict[str, Entry], int]:
+        """What is known of these texts, and how many of their rows are not as they were written."""
         assert self._base is not None, "the memory is closed"
-        wanted, found = list(texts), {}
+        wanted, found, damaged = list(texts), dict[str, Entry](), 0
         with _problems(self.path, self._wait):
             for start in range(0, len(wanted), LOOKED_UP):
                 part = wanted[start : start + LOOKED_UP]
@@ -198,16 +205,14 @@ class Memory:
                     if (read := _read(row)) is not None:
                         found[read[2]] = Entry(read[3], bool(read[4]))
                     else:
-                        self.damaged += 1
-        return found
+                        damaged += 1
+        return found, damaged
 
     def add(self, entries: Mapping[str, Entry], source: str, target: str) -> dict[str, Entry]:
         """Commit what was translated, and give what the memory holds of these texts now: the first one stays."""
         assert self._base is not None, "the memory is closed"
         with _problems(self.path, self._wait), self._transaction(self._base):
-            before = self.damaged
-            known = self.find(entries, source, target)
-            self.damaged = before  # they were met when these texts were looked for
+            known, _ = self._look(entries, source, target)
             missing = {text: entry for text, entry in entries.items() if text not in known}
             rows = [_sealed(source, target, text, one.translation, int(one.cut)) for text, one in missing.items()]
             self._base.executemany(_PUT, rows)

@@ -8,11 +8,6 @@ from pathlib import Path
 from kdlab.errors import StoreError, disk_errors
 from kdlab.verbs import parser
 
-MEMORY = (
-    "Removed rows are translated again by whoever needs them. A file that SQLite finds malformed: move it away, and "
-    "what lies beside it with its name; its texts are then translated again."
-)
-
 
 def main(words: list[str]) -> int:
     arguments = parser("store", "Look after the artifacts.")
@@ -51,7 +46,7 @@ def main(words: list[str]) -> int:
         if journals:
             console.print(f"fix: {MEND}", markup=False, soft_wrap=True)
         if memories:
-            console.print(f"fix: {MEMORY}", markup=False, soft_wrap=True)
+            console.print(f"fix: {memory.MEND}", markup=False, soft_wrap=True)
         return 2 if lines else 0
     from kdlab.rundir import used_artifacts
 
