@@ -47,7 +47,7 @@ test-slow: install  ## Run those: launchers, kill -9, and every method where one
 test-all: test test-slow  ## Run all tests that need neither the network nor ../shared
 
 real: install  ## Run the tests on real data and a real model (they skip where ../shared is absent)
-	$(PYTEST) -m real || [ $$? -eq 5 ]
+	$(PYTEST) tests/real -m real --numprocesses auto --dist loadfile || [ $$? -eq 5 ]
 
 bench: install  ## Measure speed and print tables (about half an hour, on a machine that does nothing else)
 	$(BIN)/python -m benchmarks

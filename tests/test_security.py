@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from conftest import HOME
 from endpoint_server import serving
 from kdlab.errors import KdlabError, bug
 from kdlab.showing import visible
@@ -138,7 +137,8 @@ def test_a_run_unpickles_nothing_starts_no_shell_and_writes_into_its_folders_onl
         assert Path(os.fsdecode(executable)).name not in ("sh", "bash", "dash"), args
         assert not any(value in str(args) for value in SECRETS.values())
     assert len(watch.written()) > 20
-    roots = (tmp_path, HOME, Path("/dev"), tmp_path.parent / ".lock")  # the last one is pytest's
+    of_session = Path(os.environ["HF_HOME"]).parent
+    roots = (tmp_path, of_session, Path("/dev"), tmp_path.parent / ".lock")  # the last one is pytest's
     strange = {path for path in watch.written() if not any(path.is_relative_to(root) for root in roots)}
     strange = {path for path in strange if "wandb-media" not in path.parent.name}  # made when wandb was imported
     assert strange == set()

@@ -10,25 +10,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
+from local_hub import HubRun
+
 PROJECT = Path(__file__).resolve().parents[2]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-class HubRun(Protocol):
-    """Run a command with a private Hub that serves `hub_root`; stdout and stderr are captured as text."""
-
-    def __call__(
-        self,
-        *command: str | Path,
-        cwd: Path,
-        env: Mapping[str, str] | None = None,
-        hf_home: Path | None = None,
-        timeout: float = 900,
-    ) -> subprocess.CompletedProcess[str]: ...
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import HubRun
+from local_hub import HubRun
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from conftest import HubRun
+from local_hub import HubRun
 
 pytestmark = [
     pytest.mark.real,

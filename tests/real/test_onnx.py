@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import HubRun
+from local_hub import HubRun
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from conftest import HubRun
 from lab import presets
+from local_hub import HubRun
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
