@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from local_hub import HubRun
 
@@ -34,16 +35,17 @@ def hub_root(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = os.environ.get("KDLAB_TEST_CACHE")
     root = Path(kept).resolve() if kept else tmp_path_factory.mktemp("hub")
     root.mkdir(parents=True, exist_ok=True)
-    datasets = root / "datasets"
-    if not datasets.exists():
-        datasets.unlink(missing_ok=True)  # a link to a `shared` that has moved
-        datasets.symlink_to(shared / "hub" / "datasets", target_is_directory=True)
-    if not (root / "models" / MINILM / "model.safetensors").is_file():
-        script = shared / "models" / "build_models.py"
-        arguments = ["--out", root / "models", "--only", "minilm", "--cache", root / "wheels"]
-        built = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=600)
-        if built.returncode:
-            pytest.fail(f"MiniLM could not be built:\n{built.stdout[-1000:]}{built.stderr[-1000:]}")
+    with FileLock(root / "lock"):  # the workers of one session may share a cache
+        datasets = root / "datasets"
+        if not datasets.exists():
+            datasets.unlink(missing_ok=True)  # a link to a `shared` that has moved
+            datasets.symlink_to(shared / "hub" / "datasets", target_is_directory=True)
+        if not (root / "models" / MINILM / "model.safetensors").is_file():
+            script = shared / "models" / "build_models.py"
+            arguments = ["--out", root / "models", "--only", "minilm", "--cache", root / "wheels"]
+            built = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=600)
+            if built.returncode:
+                pytest.fail(f"MiniLM could not be built:\n{built.stdout[-1000:]}{built.stderr[-1000:]}")
     return root
 
 
