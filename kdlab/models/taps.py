@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from kdlab.errors import ModelError
 from kdlab.models.architectures import architecture, available
 from kdlab.models.dropout import quick_dropout
+from kdlab.models.packing import packed_linears
 from kdlab.models.projection import ProjectionHead
 
 __all__ = ["Tap", "Tapped", "Views", "available"]
@@ -113,6 +114,7 @@ class Tapped(nn.Module):
         raw: dict[tuple[str, int], Tensor] = {}
         with ExitStack() as hooks:
             hooks.enter_context(quick_dropout(self, own.device))
+            hooks.enter_context(packed_linears(self, own))
             if mixed:
                 self._mix(hooks, ratios, own)
             if self.head == "official":

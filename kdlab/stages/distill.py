@@ -105,9 +105,9 @@ def distill_logits(
     kernel = device.attention_kernel(context.hardware)
     guide = None
     if teacher is not None:
-        guide = saved_model(teacher / "model", kernel=kernel).to(place).eval().requires_grad_(False)
+        guide = saved_model(teacher / "model", kernel=kernel).to(place)
     if layers is not None:
-        pupil = saved_model(layers / "model", kernel=kernel)
+        pupil = saved_model(layers / "model", kernel=kernel).requires_grad_()
     else:
         assert student is not None
         pupil = new_model(student, task, seed=seed, kernel=kernel)

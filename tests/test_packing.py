@@ -1,0 +1,160 @@
+"""Products with packed weights are the products of torch, and never of weights that have changed."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdlab.engine.optimizer import build_optimizer
+from kdlab.models import packing
+from kdlab.models.packing import MANY, packed_linears
+
+SOME, SOME_HALVES = packing.SOME[torch.float32], packing.SOME[torch.bfloat16]
+pytestmark = pytest.mark.skipif(not packing._available(), reason="this torch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> packing._Kept:
+    """Nothing is kept yet."""
+    found = packing._Kept()
+    monkeypatch.setattr(packing, "_kept", found)
+    return found
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of weights that were packed."""
+    seen: list[tuple[int, ...]] = []
+    real = packing._pack
+
+    def spy(matrix: torch.Tensor, rows: int) -> torch.Tensor:
+        seen.append(tuple(matrix.shape))
+        return real(matrix, rows)
+
+    monkeypatch.setattr(packing, "_pack", spy)
+    return seen
+
+
+def asked(model: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), packed_linears(model, inputs[0][..., 0]):
+        found: torch.Tensor = model(*inputs)
+    return found
+
+
+def linear(*, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(48, 80, bias=bias, dtype=dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(SOME_HALVES, 48), (4, 256, 48), (2, 3, 700, 48)])
+def test_the_product_is_torchs(bias: bool, dtype: torch.dtype, near: float, shape: tuple[int, ...]) -> None:
+    model, rows = linear(bias=bias, dtype=dtype), torch.randn(shape).to(dtype)
+    with torch.no_grad():
+        found, wanted = asked(model, rows), model(rows)
+    assert found.shape == wanted.shape and found.dtype == dtype
+    exact = rows.double() @ model.weight.double().T + (model.bias.double() if bias else 0)
+    assert float((found - exact).abs().max()) <= near * float(exact.abs().max())
+    assert float((found - exact).abs().max()) <= 1.5 * float((wanted - exact).abs().max())
+
+
+def test_under_autocast_it_is_rounded_as_torch_rounds(packs: list[tuple[int, ...]]) -> None:
+    model, rows = linear(), torch.randn(SOME_HALVES, 48)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found, wanted = asked(model, rows), model(rows)
+    assert found.dtype == wanted.dtype == torch.bfloat16 and packs == [(80, 48)]
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_frozen_weights_are_packed_once_and_trained_ones_each_time(packs: list[tuple[int, ...]]) -> None:
+    model = linear()
+    for _ in range(3):
+        asked(model, torch.randn(SOME, 48))
+        asked(model, torch.randn(SOME - 1, 48))
+    assert len(packs) == 1
+    model.requires_grad_()
+    for rows in (MANY - 1, MANY, MANY + 1):
+        asked(model, torch.randn(rows, 48))
+    assert len(packs) == 3
+
+
+def test_nothing_is_packed_where_gradients_are_wanted(packs: list[tuple[int, ...]]) -> None:
+    model, rows = linear().requires_grad_(), torch.randn(MANY, 48)
+    with packed_linears(model, rows[:, 0]):
+        model(rows).sum().backward()
+    assert packs == [] and model.weight.grad is not None
+
+
+def test_other_types_are_left_to_torch(packs: list[tuple[int, ...]]) -> None:
+    assert asked(linear(dtype=torch.float64), torch.randn(SOME, 48, dtype=torch.float64)).dtype == torch.float64
+    asked(linear(dtype=torch.bfloat16), torch.randn(SOME_HALVES - 1, 48).bfloat16())
+    with pytest.raises(RuntimeError, match="dtype"):
+        asked(linear(), torch.randn(SOME_HALVES, 48).bfloat16())
+    with torch.inference_mode():
+        asked(linear(), torch.randn(SOME, 48))
+    assert packs == []
+
+
+@pytest.mark.parametrize("how", ["in place", "loaded", "replaced", "another type"])
+def test_a_change_of_frozen_weights_is_seen(how: str) -> None:
+    model, rows = linear(), torch.randn(SOME, 48)
+    asked(model, rows)
+    if how == "in place":
+        model.weight.mul_(2.0)
+    elif how == "loaded":
+        model.load_state_dict({name: 2.0 * value for name, value in model.state_dict().items()})
+    elif how == "replaced":
+        model.weight.data = 2.0 * model.weight.data
+    else:
+        model, rows = model.to(torch.bfloat16), rows.bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(asked(model, rows), model(rows))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
+def test_weights_that_were_trained_in_between_are_seen(optimizer: str) -> None:
+    """torch's fused kernels do not count their changes by themselves."""
+    model, rows = linear(), torch.randn(SOME, 48)
+    before = asked(model, rows)
+    model.requires_grad_()
+    taught = build_optimizer(model, name=optimizer, lr=0.1, weight_decay=0.0, fused=True)
+    model(rows).square().sum().backward()
+    taught.step()
+    model.requires_grad_(False)
+    after = asked(model, rows)
+    assert float((after - before).abs().max()) > 0.1
+    torch.testing.assert_close(after, model(rows))
+
+
+def test_what_is_kept_goes_with_the_weights(kept: packing._Kept) -> None:
+    model = linear()
+    asked(model, torch.randn(SOME, 48))
+    assert len(kept.held) == 1
+    del model
+    gc.collect()
+    assert len(kept.held) == 0
+
+
+def test_no_more_is_kept_than_there_is_room_for(
+    kept: packing._Kept, packs: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, rows = linear(), linear(), torch.randn(SOME, 48)
+    monkeypatch.setattr(packing, "LIMIT", int(1.5 * first.weight.nbytes))
+    for model in (first, second, first):
+        with torch.no_grad():
+            torch.testing.assert_close(asked(model, rows), model(rows))
+    assert len(packs) == len(kept.held) == 1
+
+
+def test_its_operations_are_counted_as_torchs() -> None:
+    model, rows = linear(), torch.randn(SOME, 48)
+    with FlopCounterMode(display=False) as ours:
+        asked(model, rows)
+    with FlopCounterMode(display=False) as torchs, torch.no_grad():
+        model(rows)
+    assert ours.get_total_flops() == torchs.get_total_flops() == 2 * SOME * 48 * 80
