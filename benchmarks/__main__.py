@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.machine import Row, Settings, facts
 
-PARTS = ("attention", "training", "writing", "jobs")
+PARTS = ("kernels", "training", "writing", "jobs")
 FOLDER = Path("outputs/benchmarks")
 
 

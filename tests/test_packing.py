@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab.engine.optimizer import build_optimizer
 from kdlab.models import packing
-from kdlab.models.packing import MANY, packed_linears
+from kdlab.models.packing import packed_linears
 
 SOME, SOME_HALVES = packing.SOME[torch.float32], packing.SOME[torch.bfloat16]
 pytestmark = pytest.mark.skipif(not packing._available(), reason="this torch has no oneDNN")
@@ -71,23 +71,24 @@ def test_under_autocast_it_is_rounded_as_torch_rounds(packs: list[tuple[int, ...
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
 
 
-def test_frozen_weights_are_packed_once_and_trained_ones_each_time(packs: list[tuple[int, ...]]) -> None:
+def test_frozen_weights_are_packed_once_and_for_many_rows(packs: list[tuple[int, ...]]) -> None:
     model = linear()
-    for _ in range(3):
-        asked(model, torch.randn(SOME, 48))
-        asked(model, torch.randn(SOME - 1, 48))
-    assert len(packs) == 1
-    model.requires_grad_()
-    for rows in (MANY - 1, MANY, MANY + 1):
+    asked(model, torch.randn(SOME - 1, 48))
+    assert packs == []
+    for rows in (SOME, SOME + 1, SOME):
         asked(model, torch.randn(rows, 48))
-    assert len(packs) == 3
+    assert len(packs) == 1
 
 
-def test_nothing_is_packed_where_gradients_are_wanted(packs: list[tuple[int, ...]]) -> None:
-    model, rows = linear().requires_grad_(), torch.randn(MANY, 48)
-    with packed_linears(model, rows[:, 0]):
-        model(rows).sum().backward()
-    assert packs == [] and model.weight.grad is not None
+def test_weights_that_train_and_passes_with_gradients_are_left_to_torch(packs: list[tuple[int, ...]]) -> None:
+    half = nn.Sequential(linear(), nn.Linear(80, 8))  # the first frozen, the second not
+    model, rows = half[1], torch.randn(SOME, 48)
+    asked(half, rows)
+    assert packs == [(80, 48)]
+    asked(model, torch.randn(SOME, 80))
+    with packed_linears(half, rows[:, 0]):
+        half(rows).sum().backward()
+    assert packs == [(80, 48)] and model.weight.grad is not None
 
 
 def test_other_types_are_left_to_torch(packs: list[tuple[int, ...]]) -> None:
@@ -97,6 +98,9 @@ def test_other_types_are_left_to_torch(packs: list[tuple[int, ...]]) -> None:
         asked(linear(), torch.randn(SOME_HALVES, 48).bfloat16())
     with torch.inference_mode():
         asked(linear(), torch.randn(SOME, 48))
+    double = linear(dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 as it is
+        assert asked(double, torch.randn(SOME_HALVES, 48, dtype=torch.float64)).dtype == torch.float64
     assert packs == []
 
 

@@ -18,7 +18,7 @@ import torch
 from kdlab.config import Hardware
 from kdlab.errors import KdlabError
 
-# device type -> attention kernel of encoders (kdlab/models/attention.py); elsewhere sdpa. By benchmarks/attention.py.
+# device type -> attention kernel of encoders (kdlab/models/attention.py); elsewhere sdpa. By benchmarks/kernels.py.
 ATTENTION = {"cpu": "kdlab"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # as /proc/cpuinfo names them; the last one on Arm

@@ -8,7 +8,7 @@ The same function as transformers' "eager", softmax(q k^T * scale + mask) with d
 * Dropout's mask is drawn by `kdlab.models.dropout`, and is not kept: the backward pass needs the probabilities before
   and after it.
 
-benchmarks/attention.py compares the kernels.
+benchmarks/kernels.py compares them.
 """
 
 from __future__ import annotations

@@ -1,22 +1,26 @@
-"""Which attention kernel is faster on this device: makes the table `ATTENTION` in kdlab/engine/device.py.
+"""Which kernels are faster on this device: makes the tables of kdlab/engine/device.py and kdlab/models/packing.py.
 
-A MiniLM-sized encoder (6 layers, width 384), random weights and dropout 0.1, as kdlab runs it, batch 32, forward and
-backward or forward alone. Figures are padded tokens per second, and those of a kernel over those of eager.
+A MiniLM-sized encoder (6 layers, width 384), random weights and dropout 0.1, as kdlab runs it, batch 32. Attention:
+forward and backward, or forward alone, beside eager. Packed weights of a frozen model: forward, beside torch's own
+products. Figures are padded tokens per second, and their ratios.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.machine import Row, Settings, interleave
 from kdlab.engine import device
+from kdlab.models import taps
 from kdlab.models.attention import KERNEL
 from kdlab.models.encoder import load_encoder
 from kdlab.models.taps import Tapped
 
-NAME = "attention"
+NAME = "kernels"
 BATCH = 32
 LENGTHS = (16, 64, 128)
 KERNELS = ("eager", "sdpa", KERNEL)
@@ -52,7 +56,33 @@ def one_pass(model: Tapped, length: int, *, train: bool, precision: str) -> Call
     return run
 
 
+def unpacked(function: Callable[[], None]) -> Callable[[], None]:
+    """The same with torch's own products."""
+
+    def run() -> None:
+        with patch.object(taps, "packed_linears", lambda *_: nullcontext()):
+            function()
+
+    return run
+
+
 def run(settings: Settings) -> Iterator[Row]:
+    yield from attention(settings)
+    yield from packing(settings)
+
+
+def packing(settings: Settings) -> Iterator[Row]:
+    model = build(KERNEL).requires_grad_(False)
+    for precision in settings.precisions:
+        for length in LENGTHS:
+            quick = one_pass(model, length, train=False, precision=precision)
+            times = interleave({"torch": unpacked(quick), "kdlab": quick}, settings)
+            row: Row = {"table": "forward of a frozen model, tokens a second", "dtype": precision, "length": length}
+            row |= {name: BATCH * length / found for name, found in times.items()}
+            yield row | {"kdlab_over_torch": times["torch"] / times["kdlab"]}
+
+
+def attention(settings: Settings) -> Iterator[Row]:
     models = {kernel: build(kernel) for kernel in KERNELS}
     for train in (True, False):
         for precision in settings.precisions:
