@@ -60,7 +60,7 @@ def unpacked(function: Callable[[], None]) -> Callable[[], None]:
     """The same with torch's own products."""
 
     def run() -> None:
-        with patch.object(taps, "packed_linears", lambda *_: nullcontext()):
+        with patch.object(taps, "packed_linears", lambda _: nullcontext()):
             function()
 
     return run
@@ -72,7 +72,7 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def packing(settings: Settings) -> Iterator[Row]:
-    model = build(KERNEL).requires_grad_(False)
+    model = build(KERNEL).freeze()
     for precision in settings.precisions:
         for length in LENGTHS:
             quick = one_pass(model, length, train=False, precision=precision)

@@ -303,7 +303,7 @@ def distilled(name: str, task: str, counts: np.ndarray, width: int, also: Sequen
             return found | {
                 "kdlab": fitted(ours(TEACHER), LabelStep("classification"), rows, preset("ft", "student")[0], precision)
             }
-        pupil, teacher = ours(STUDENT), ours(TEACHER).eval().requires_grad_(False)
+        pupil, teacher = ours(STUDENT), ours(TEACHER).freeze()
         place: dict[str, Any] = {"precision": precision, "place": CPU}
         if name == "kd":
             values, objective = preset("kd", "logits")
@@ -470,7 +470,7 @@ def methods(settings: Settings) -> Iterator[Row]:
     rows = encoded(lengths.RTE, tokens=TOKENS, labels=2)
     chosen = representative(rows, epoch_of(rows), 1)
     precision = settings.precisions[-1]
-    teacher = ours(TEACHER).eval().requires_grad_(False)
+    teacher = ours(TEACHER).freeze()
     steps = {name: step_of(name, teacher, precision) for name in METHODS}
     contenders = {
         name: warmed(fitted(ours(STUDENT), objective, rows, values, precision), chosen)

@@ -261,7 +261,7 @@ class Classifier:
 
         _require(folder)
         place = device.pick_device(hardware)
-        self.model = saved_model(folder, kernel=device.attention_kernel(hardware)).to(place)
+        self.model = saved_model(folder, kernel=device.attention_kernel(hardware)).to(place).freeze()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.enable_truncation(run.task.max_length)

@@ -121,18 +121,13 @@ def build_optimizer(
         fused: use torch's fused AdamW where all parameters are on a device that has one (cpu, cuda).
     """
     groups = parameter_groups(model, weight_decay)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    found: torch.optim.Optimizer
     if name == "bert_adam":
-        found = BertAdam(groups, lr, weight_decay=weight_decay)
-    elif name == "adamw":
-        use_fused = fused and {parameter.device.type for parameter in parameters} <= FUSED_DEVICES
-        found = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=use_fused or None)
-    else:
+        return BertAdam(groups, lr, weight_decay=weight_decay)
+    if name != "adamw":
         raise ValueError(f"the optimiser is 'adamw' or 'bert_adam', not {name!r}")
-    # torch's fused kernels change weights without counting it, and `models.packing` goes by the count
-    found.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
-    return found
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    use_fused = fused and devices <= FUSED_DEVICES
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=use_fused or None)
 
 
 def rate(schedule: str, *, step: int, steps: int, warmup: float) -> float:

@@ -32,7 +32,6 @@ from kdlab.errors import ModelError
 from kdlab.models.architectures import generator_problem
 from kdlab.models.dropout import quick_dropout
 from kdlab.models.loading import changed, check_finite, fetch_config, fetched, first_line, reading_weights, unbuildable
-from kdlab.models.packing import packed_linears
 from kdlab.models.surgery import seeded
 
 IGNORED = -100  # the label of a position that nothing is asked of
@@ -242,7 +241,7 @@ class Student(nn.Module):
     def _logits(self, inputs: Mapping[str, Any], wanted: Tensor) -> Tensor:
         self._wanted = wanted if self.sparse else None
         try:
-            with quick_dropout(self, wanted.device), packed_linears(self, wanted):
+            with quick_dropout(self, wanted.device):
                 logits: Tensor = self.model(**inputs).logits
         finally:
             self._wanted = None

@@ -3,8 +3,8 @@
 Other kernels bring the weights into their order at every call. For few rows that is most of a product: a token of 32
 texts is 32 rows, and products of 8 to 64 rows by the weights of GPT-2 take half of the time once the weights are packed
 (`Packed`, for a model that writes). For many rows the kernel itself is the quicker one: a forward pass of an encoder
-gives a tenth more tokens a second in fp32, and up to a sixteenth in bf16 (`packed_linears`, for teachers, evaluation
-and prediction; benchmarks/kernels.py measures it). Same arithmetic in the same precision; sums are rounded in another
+gives a tenth more tokens a second in fp32 and as many or a tenth more in bf16 (`packed_linears`, for teachers and
+prediction; benchmarks/kernels.py measures it). Same arithmetic in the same precision; sums are rounded in another
 order.
 """
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,10 @@ class Packed:
         """rows: of most products. Of few, on a device other than a processor, or without oneDNN, the model stays as it
         is.
         """
-        found = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D) and _packable(module)]
-        size = sum(module.weight.nbytes for module in found)  # type: ignore[operator, union-attr, misc]
         self._forwards: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
-        if rows < FEWEST or not _available() or size > LIMIT:
+        if rows < FEWEST or not may_be_packed(model):
             return
-        for module in found:
+        for module in filter(_packable, _linears(model)):
             weight, bias = module.weight, module.bias
             assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
             matrix = weight.detach() if isinstance(module, nn.Linear) else weight.detach().t().contiguous()  # [out, in]
@@ -60,15 +58,31 @@ class Packed:
                 del module.forward
 
 
-def _available() -> bool:
-    enabled: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def may_be_packed(model: nn.Module) -> bool:
+    """Whether its linear weights are few enough to be held twice."""
+    return sum(module.weight.nbytes for module in _linears(model)) <= LIMIT  # type: ignore[operator, union-attr, misc]
+
+
+def _linears(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
+
+
+@cache
+def available(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this type here: bf16 needs instructions that not every processor has."""
+    if dtype not in SOME or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        _pack(torch.zeros(16, 16, dtype=dtype), FEWEST)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def _packable(module: nn.Module) -> bool:
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.device.type == "cpu" and weight.dtype in SOME and "forward" not in vars(module)
+    return weight.device.type == "cpu" and available(weight.dtype) and "forward" not in vars(module)
 
 
 def _pack(matrix: Tensor, rows: int) -> Tensor:
@@ -82,7 +96,7 @@ def _flops(rows: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) ->
     return 2 * rows[0] * rows[1] * out_shape[1]
 
 
-if _available():
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
@@ -92,19 +106,17 @@ def _product(weight: Tensor, bias: Tensor | None, width: int, input: Tensor) -> 
     return found.view(*input.shape[:-1], width)
 
 
-def packed_linears(model: nn.Module, tokens: Tensor) -> AbstractContextManager[Any]:
-    """For a forward pass of `model`: without gradients on a processor, products of many rows by packed frozen weights.
+def packed_linears(tokens: Tensor) -> AbstractContextManager[Any]:
+    """For a forward pass of a model that is only asked: products of many rows by frozen weights, on a processor.
 
-    They are packed once, and kept as long as the weights live and do not change. (To pack weights that train for each
-    pass costs what it saves.) Whether a product is one of these depends on its shape and type alone, so that a run can
-    be repeated bit for bit. tokens: of any shape, one element for each row of most products.
+    Weights are packed once for each type that they are multiplied in, and kept as long as they live; those that are not
+    frozen are left to torch, and changes of torch's own are seen (`.data` and fused optimisers make others). Whether a
+    product is one of these depends on its shape and type alone, so that a run can be repeated bit for bit.
+
+    tokens: of any shape, one element for each row of most products.
     """
-    if tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or not _available():
-        return nullcontext()
-    some = next(model.parameters())
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else some.dtype
-    enough = dtype in SOME and tokens.numel() >= SOME[dtype]
-    return _Packing() if enough and not some.requires_grad else nullcontext()
+    wanted = tokens.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return _Packing() if wanted and tokens.numel() >= min(SOME.values()) else nullcontext()
 
 
 class _Packing(TorchFunctionMode):
@@ -120,43 +132,35 @@ class _Packing(TorchFunctionMode):
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The signature of `torch.nn.functional.linear`."""
-    halved = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if halved else input.dtype
-    rows = input.numel() // input.shape[-1]
-    alike = {input.dtype, weight.dtype} <= SOME.keys() if halved else input.dtype == weight.dtype
-    packed = None
-    if alike and dtype in SOME and rows >= SOME[dtype] and not weight.requires_grad:
-        packed = _kept.packed(weight, dtype)
-    if packed is None:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+    if not _suits(input, weight, dtype):
         return nn.functional.linear(input, weight, bias)
+    packed = _kept.packed(weight, dtype)
     return _product(packed, None if bias is None else bias.to(dtype), len(weight), input.to(dtype))
 
 
-class _Held(NamedTuple):
-    version: tuple[int, int, torch.dtype]  # of the weight: changes, address, type of its products
-    packed: Tensor
-    size: int  # bytes
+def _suits(input: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the product, of this type, is quicker with the weight packed, and the weight may be kept packed."""
+    if weight.requires_grad or weight.is_inference() or not (weight.dim() == 2 and input.numel() and weight.numel()):
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    alike = {input.dtype, weight.dtype} <= SOME.keys() if autocast else input.dtype == weight.dtype
+    return alike and available(dtype) and input.numel() // input.shape[-1] >= SOME[dtype]
 
 
 class _Kept:
-    """The packed forms of frozen weights, up to `LIMIT`."""
+    """The packed forms of weights."""
 
     def __init__(self) -> None:
-        self.held: MutableMapping[Tensor, _Held] = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
+        # weight -> (its changes, its address, the type), what was packed then
+        self.held: MutableMapping[Tensor, tuple[Any, Tensor]] = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
 
-    def packed(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """None: there is no room for it, or nothing says when it changes."""
-        if weight.is_inference():
-            return None
+    def packed(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         version = (weight._version, weight.data_ptr(), dtype)
         found = self.held.get(weight)
-        if found is None or found.version != version:
-            self.held.pop(weight, None)
-            size = weight.numel() * dtype.itemsize
-            if size + sum(other.size for other in self.held.values()) > LIMIT:
-                return None
-            found = self.held[weight] = _Held(version, _pack(weight.to(dtype), MANY), size)
-        return found.packed
+        if found is None or found[0] != version:
+            found = self.held[weight] = (version, _pack(weight.to(dtype), MANY))
+        return found[1]
 
 
 _kept = _Kept()

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from kdlab.errors import ModelError
 from kdlab.models.architectures import architecture, available
 from kdlab.models.dropout import quick_dropout
-from kdlab.models.packing import packed_linears
+from kdlab.models.packing import may_be_packed, packed_linears
 from kdlab.models.projection import ProjectionHead
 
 __all__ = ["Tap", "Tapped", "Views", "available"]
@@ -87,6 +87,16 @@ class Tapped(nn.Module):
         self.head = head
         self.num_layers: int = model.config.num_hidden_layers
         self.num_heads: int = model.config.num_attention_heads
+        self.packs = False
+
+    def freeze(self) -> Tapped:
+        """Make it a model that is only asked: no dropout, no gradients, packed weights where those are quicker.
+
+        Its linear weights are then held twice, unless they are too many (`packing.LIMIT`).
+        """
+        self.eval().requires_grad_(False)
+        self.packs = may_be_packed(self)
+        return self
 
     def forward(
         self,
@@ -114,7 +124,8 @@ class Tapped(nn.Module):
         raw: dict[tuple[str, int], Tensor] = {}
         with ExitStack() as hooks:
             hooks.enter_context(quick_dropout(self, own.device))
-            hooks.enter_context(packed_linears(self, own))
+            if self.packs:
+                hooks.enter_context(packed_linears(own))
             if mixed:
                 self._mix(hooks, ratios, own)
             if self.head == "official":

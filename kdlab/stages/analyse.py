@@ -474,7 +474,7 @@ def _ready(context: Context, folder: Path) -> Tapped:
     """The model of an artifact, for looking at."""
     place = device.pick_device(context.hardware)
     kernel = device.attention_kernel(context.hardware)
-    return saved_model(folder / "model", kernel=kernel).to(place)
+    return saved_model(folder / "model", kernel=kernel).to(place).eval().requires_grad_(False)
 
 
 def _batches(

@@ -105,9 +105,9 @@ def distill_logits(
     kernel = device.attention_kernel(context.hardware)
     guide = None
     if teacher is not None:
-        guide = saved_model(teacher / "model", kernel=kernel).to(place)
+        guide = saved_model(teacher / "model", kernel=kernel).to(place).freeze()
     if layers is not None:
-        pupil = saved_model(layers / "model", kernel=kernel).requires_grad_()
+        pupil = saved_model(layers / "model", kernel=kernel)
     else:
         assert student is not None
         pupil = new_model(student, task, seed=seed, kernel=kernel)
@@ -186,7 +186,7 @@ def layer_step(
 ) -> tuple[Tapped, LayerStep]:
     """The new student, with its projection if it needs one, and the step that trains its layers."""
     place = device.pick_device(hardware)
-    guide = teacher.to(place).eval().requires_grad_(False)
+    guide = teacher.to(place).freeze()
     pupil = new_model(student, task, seed=seed, kernel=device.attention_kernel(hardware))
     add_projection(pupil, guide, always=objective["projection"] == "always", seed=seed)
     pupil.to(place)

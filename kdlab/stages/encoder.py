@@ -138,9 +138,8 @@ def new_model(spec: Mapping[str, Any], data: TaskData, *, seed: int, kernel: str
 
 
 def saved_model(folder: Path, *, kernel: str) -> Tapped:
-    """A model of a run, to be asked: without dropout and frozen."""
     model, head = load_saved(folder, kernel)
-    return Tapped(model, head=head).eval().requires_grad_(False)
+    return Tapped(model, head=head)
 
 
 def predict(

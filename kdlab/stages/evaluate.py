@@ -86,7 +86,7 @@ def measure(context: Context, *, model: Path, data: Path, machine: Mapping[str, 
 
     task = TaskData(data)
     place = device.pick_device(context.hardware)
-    loaded = saved_model(model / "model", kernel=device.attention_kernel(context.hardware)).to(place)
+    loaded = saved_model(model / "model", kernel=device.attention_kernel(context.hardware)).to(place).eval()
     split = task.split(task.sample)
     rows = range(min(LATENCY_ROWS, len(split)))
     batches = [on(place, task.rows(split, [row])) for row in rows]

@@ -33,7 +33,7 @@ def teacher_logits(context: Context, *, data: Path, teacher: Path, pad_to_max: b
     task = TaskData(data)
     place = device.pick_device(context.hardware)
     kernel = device.attention_kernel(context.hardware)
-    model = saved_model(teacher / "model", kernel=kernel).to(place)
+    model = saved_model(teacher / "model", kernel=kernel).to(place).freeze()
     for name in SPLITS:
         split = task.split(name)
         logits = _answered(context, task, split, model, name, pad_to_max=pad_to_max, precision=precision)
