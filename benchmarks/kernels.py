@@ -8,14 +8,11 @@ products. Figures are padded tokens per second, and their ratios.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from unittest.mock import patch
 
 import torch
 
 from benchmarks.machine import Row, Settings, interleave
 from kdlab.engine import device
-from kdlab.models import taps
 from kdlab.models.attention import KERNEL
 from kdlab.models.encoder import load_encoder
 from kdlab.models.taps import Tapped
@@ -56,27 +53,19 @@ def one_pass(model: Tapped, length: int, *, train: bool, precision: str) -> Call
     return run
 
 
-def unpacked(function: Callable[[], None]) -> Callable[[], None]:
-    """The same with torch's own products."""
-
-    def run() -> None:
-        with patch.object(taps, "packed_linears", lambda _: nullcontext()):
-            function()
-
-    return run
-
-
 def run(settings: Settings) -> Iterator[Row]:
     yield from attention(settings)
     yield from packing(settings)
 
 
 def packing(settings: Settings) -> Iterator[Row]:
-    model = build(KERNEL).freeze()
+    models = {"torch": build(KERNEL), "kdlab": build(KERNEL).freeze()}
     for precision in settings.precisions:
         for length in LENGTHS:
-            quick = one_pass(model, length, train=False, precision=precision)
-            times = interleave({"torch": unpacked(quick), "kdlab": quick}, settings)
+            contenders = {
+                name: one_pass(model, length, train=False, precision=precision) for name, model in models.items()
+            }
+            times = interleave(contenders, settings)
             row: Row = {"table": "forward of a frozen model, tokens a second", "dtype": precision, "length": length}
             row |= {name: BATCH * length / found for name, found in times.items()}
             yield row | {"kdlab_over_torch": times["torch"] / times["kdlab"]}

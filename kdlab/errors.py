@@ -82,6 +82,11 @@ class BudgetError(KdlabError):
     """What is left to do would cost more than `budget` allows."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line with something on it of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextmanager
 def disk_errors(
     doing: str, where: Path, *, place: str = "`store=` and `outputs=`", named: bool = False

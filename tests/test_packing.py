@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import toy
 from kdlab.models import packing
@@ -20,10 +22,10 @@ pytestmark = pytest.mark.skipif(torch.float32 not in DTYPES, reason="this torch 
 
 
 @pytest.fixture(autouse=True)
-def kept(monkeypatch: pytest.MonkeyPatch) -> packing._Kept:
-    """Nothing is kept yet."""
-    found = packing._Kept()
-    monkeypatch.setattr(packing, "_kept", found)
+def held(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Nothing is held yet."""
+    found = WeakTensorKeyDictionary()
+    monkeypatch.setattr(packing, "_held", found)
     return found
 
 
@@ -123,13 +125,13 @@ def test_a_change_of_frozen_weights_is_seen(how: str) -> None:
         torch.testing.assert_close(asked(model, rows), model(rows))
 
 
-def test_what_is_kept_goes_with_the_weights(kept: packing._Kept) -> None:
+def test_what_is_held_goes_with_the_weights(held: Any) -> None:
     model = linear()
     asked(model, torch.randn(SOME, 48))
-    assert len(kept.held) == 1
+    assert len(held) == 1
     del model
     gc.collect()
-    assert len(kept.held) == 0
+    assert len(held) == 0
 
 
 def test_a_large_model_is_not_held_twice(packs: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kdlab.data.delimited import plain_rows, quoted_rows
+from kdlab.data.parquet import readable_parquet
 from kdlab.errors import DataError
 
 FORMATS = ("jsonl", "csv", "tsv", "parquet")
@@ -211,10 +212,9 @@ def _is_plain(path: Path) -> bool:
 
 
 def _parquet(path: Path, columns: Sequence[str], optional: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with readable_parquet(path):
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
         if not set(columns) <= set(names):
@@ -226,6 +226,3 @@ def _parquet(path: Path, columns: Sequence[str], optional: int) -> Iterator[tupl
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last two: pyarrow's of a damaged head
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"The file is no readable Parquet: {said}", where=str(path)) from error

@@ -33,7 +33,8 @@ import pyarrow.parquet as pq
 
 from kdlab import hub
 from kdlab.data.delimited import plain_rows, quoted_rows
-from kdlab.errors import DataError, HubError, KdlabError
+from kdlab.data.parquet import readable_parquet
+from kdlab.errors import DataError, HubError, KdlabError, first_line
 
 DEMOS = {  # modules with rows(split), or rows(split, language), -> list of dicts
     "nli": "kdlab.data.demo.nli",
@@ -485,7 +486,7 @@ def _hub_errors(
 def _hub_problem(
     error: Exception, source: Mapping[str, Any], config: str | None, split: str | None, where: str
 ) -> DataError | HubError:
-    name, folder, said = str(source["hub"]), source.get("data_dir"), _first_line(error)
+    name, folder, said = str(source["hub"]), source.get("data_dir"), first_line(error)
     listed = re.search(r"\[.*?\]", str(error), flags=re.DOTALL)
     exists = listed.group(0) if listed else "unknown"
     if said.startswith(("Unknown split", "Bad split")):
@@ -527,10 +528,6 @@ def _hub_folders(name: str, parent: PurePosixPath, commit: str) -> list[str]:
     """The folders in the folder `parent` of a data set on the Hub. Raises HubError."""
     found = {folder for file in hub.listing("dataset", name, commit) for folder in PurePosixPath(file).parents}
     return sorted(str(folder) for folder in found if folder.parent == parent and folder != parent)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # Embedded tasks
@@ -665,13 +662,11 @@ def _read_file(path: Path, text: Sequence[str], label: str | None, further: Sequ
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> Raw:
-    try:
+    with readable_parquet(path):
         available = pq.read_schema(path).names
         there = [column for column in dict.fromkeys(wanted) if column in available]
         table = pq.read_table(path, columns=there, partitioning=None)
         table.validate(full=True)  # texts that are no UTF-8
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last two: pyarrow's of a damaged head
-        raise DataError(f"The file is no readable Parquet: {_first_line(error)}", where=str(path)) from error
     columns = {name: _flat(table[name]) for name in table.column_names}
     return Raw(columns=columns, available=available, where=str(path))
 
@@ -710,7 +705,7 @@ def _read_jsonl(text: str, where: str, wanted: Sequence[str], *, required: Seque
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"The line is no JSON: {_first_line(error)}.", where=place) from error
+            raise DataError(f"The line is no JSON: {first_line(error)}.", where=place) from error
         if not isinstance(row, dict):
             raise DataError("The line is no JSON object.", where=place, fix='Write rows as {"text": "...", ...}.')
         available.update(dict.fromkeys(row))

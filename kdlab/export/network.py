@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlab.errors import KdlabError, ModelError
+from kdlab.errors import KdlabError, ModelError, first_line
 from kdlab.models.architectures import ARCHITECTURES, architecture, longest_input
 from kdlab.models.encoder import load_saved
 from kdlab.models.generator import load_generator, prompt_ids
-from kdlab.models.loading import fetch_config, first_line
+from kdlab.models.loading import fetch_config
 from kdlab.models.taps import Tapped
 from kdlab.runs import Record, read_json
 from kdlab.stages.encoder import TaskData

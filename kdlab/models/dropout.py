@@ -13,21 +13,22 @@ of it continues bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from kdlab.models.instead import Instead
 
 STEPS = 1 << 16  # of probability
 
 
 def quick_dropout(model: nn.Module, place: torch.device) -> AbstractContextManager[Any]:
     """For a forward pass of `model` on `place`: quick masks if it trains on a processor, else as it is."""
-    return _Quick() if model.training and place.type == "cpu" else nullcontext()
+    return Instead(nn.functional.dropout, _asked) if model.training and place.type == "cpu" else nullcontext()
 
 
 def dropout(values: Tensor, p: float) -> Tensor:
@@ -52,17 +53,6 @@ def noise(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
 def _words(size: int, seed: int) -> Tensor:
     """`size` random numbers of 16 bits. (Two threads that share the work were not quicker.)"""
     return torch.from_numpy(np.random.SFC64(seed).random_raw(-(-size // 4))).view(torch.int16)[:size]
-
-
-class _Quick(TorchFunctionMode):
-    """Answers calls of `torch.nn.functional.dropout`."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is nn.functional.dropout:
-            return _asked(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def _asked(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

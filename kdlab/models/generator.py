@@ -28,10 +28,10 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from kdlab.errors import ModelError
+from kdlab.errors import ModelError, first_line
 from kdlab.models.architectures import generator_problem
 from kdlab.models.dropout import quick_dropout
-from kdlab.models.loading import changed, check_finite, fetch_config, fetched, first_line, reading_weights, unbuildable
+from kdlab.models.loading import changed, check_finite, fetch_config, fetched, reading_weights, unbuildable
 from kdlab.models.surgery import seeded
 
 IGNORED = -100  # the label of a position that nothing is asked of

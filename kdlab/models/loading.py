@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from kdlab import hub
-from kdlab.errors import ModelError
+from kdlab.errors import ModelError, first_line
 from kdlab.hub import Part, What
 
 
@@ -162,8 +162,3 @@ def check_finite(model: PreTrainedModel, source: str) -> None:
                 where=source,
                 fix="use another checkpoint",
             )
-
-
-def first_line(error: Exception) -> str:
-    """The first line with something on it of what an error says."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

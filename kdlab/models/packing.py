@@ -10,17 +10,18 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.pytorch_utils import Conv1D
+
+from kdlab.models.instead import Instead
 
 LIMIT = 4 << 30  # bytes of weights; those of larger models are not held twice
 FEWEST = 4  # rows; to pack for fewer takes as long as they take for several tokens, and one row alone is slower with it
@@ -116,18 +117,8 @@ def packed_linears(tokens: Tensor) -> AbstractContextManager[Any]:
     tokens: of any shape, one element for each row of most products.
     """
     wanted = tokens.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return _Packing() if wanted and tokens.numel() >= min(SOME.values()) else nullcontext()
-
-
-class _Packing(TorchFunctionMode):
-    """Answers calls of `torch.nn.functional.linear`."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is nn.functional.linear:
-            return _linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    enough = tokens.numel() >= min(SOME.values())
+    return Instead(nn.functional.linear, _linear) if wanted and enough else nullcontext()
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -135,8 +126,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
     if not _suits(input, weight, dtype):
         return nn.functional.linear(input, weight, bias)
-    packed = _kept.packed(weight, dtype)
-    return _product(packed, None if bias is None else bias.to(dtype), len(weight), input.to(dtype))
+    return _product(_kept(weight, dtype), None if bias is None else bias.to(dtype), len(weight), input.to(dtype))
 
 
 def _suits(input: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
@@ -148,19 +138,14 @@ def _suits(input: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     return alike and available(dtype) and input.numel() // input.shape[-1] >= SOME[dtype]
 
 
-class _Kept:
-    """The packed forms of weights."""
-
-    def __init__(self) -> None:
-        # weight -> (its changes, its address, the type), what was packed then
-        self.held: MutableMapping[Tensor, tuple[Any, Tensor]] = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
-
-    def packed(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        version = (weight._version, weight.data_ptr(), dtype)
-        found = self.held.get(weight)
-        if found is None or found[0] != version:
-            found = self.held[weight] = (version, _pack(weight.to(dtype), MANY))
-        return found[1]
+# weight -> (its changes, its address, the type), what was packed then
+_held: MutableMapping[Tensor, tuple[Any, Tensor]] = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
 
 
-_kept = _Kept()
+def _kept(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The packed form of a weight, made where there is none or the weight has changed."""
+    version = (weight._version, weight.data_ptr(), dtype)
+    found = _held.get(weight)
+    if found is None or found[0] != version:
+        found = _held[weight] = (version, _pack(weight.to(dtype), MANY))
+    return found[1]

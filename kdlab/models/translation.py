@@ -21,10 +21,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from kdlab.errors import ModelError
+from kdlab.errors import ModelError, first_line
 from kdlab.models.architectures import longest_input
 from kdlab.models.generator import load_generator
-from kdlab.models.loading import fetch_config, fetched, first_line
+from kdlab.models.loading import fetch_config, fetched
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KERNEL = "sdpa"  # all four have it
